@@ -1,0 +1,1 @@
+"""The `axlearn` command: each verb is a file."""

@@ -1,0 +1,1 @@
+"""Layers, models, data, checkpoints and the trainer: one module or package for each public name."""

@@ -1,0 +1,1 @@
+"""Recipes for decoder-only language models."""

@@ -1,0 +1,78 @@
+"""One process-wide set-up for every test: eight CPU devices, strict array rules, a compilation cache.
+
+It runs before any test module is imported, hence before any jax backend exists.
+"""
+
+import os
+import pathlib
+import sys
+
+_FLAGS = (
+    "--xla_force_host_platform_device_count=8",
+    # Two busy cores can keep a CPU collective waiting for longer than its default 40 s.
+    "--xla_cpu_collective_call_terminate_timeout_seconds=600",
+)
+os.environ["XLA_FLAGS"] = " ".join([*_FLAGS, os.environ.get("XLA_FLAGS", "")]).strip()
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+REPO_ROOT = pathlib.Path(__file__).resolve().parents[1]
+os.environ.setdefault("AXLEARN_CACHE_DIR", str(REPO_ROOT / ".cache"))
+sys.path.insert(0, str(REPO_ROOT))
+
+# Array shapes and types in signatures of these modules are checked at every call, in tests only.
+SHAPE_CHECKED_MODULES = (
+    "axlearn.common.attention",
+    "axlearn.common.attention_bias",
+    "axlearn.common.embedding",
+    "axlearn.common.kv_cache",
+    "axlearn.common.layers",
+    "axlearn.common.loss",
+    "axlearn.common.logit_modifiers",
+)
+
+from jaxtyping import install_import_hook  # noqa: E402
+
+install_import_hook(SHAPE_CHECKED_MODULES, "beartype.beartype")
+
+import jax  # noqa: E402
+import pytest  # noqa: E402
+
+jax.config.update("jax_numpy_rank_promotion", "raise")
+jax.config.update("jax_threefry_partitionable", True)
+jax.config.update("jax_compilation_cache_dir", os.path.join(os.environ["AXLEARN_CACHE_DIR"], "jax-tests"))
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+
+SHARED = REPO_ROOT.parent / "shared"
+
+
+def pytest_addoption(parser):
+    parser.addoption(
+        "--update-golden",
+        action="store_true",
+        help="Write the golden files under tests/golden from what the code produces now.",
+    )
+
+
+@pytest.fixture(scope="session")
+def shared_dir() -> pathlib.Path | None:
+    """The reference material beside the checkout, or None where it is not there."""
+    return SHARED if SHARED.is_dir() else None
+
+
+@pytest.fixture
+def golden(request):
+    """Compares a text with tests/golden/NAME, or writes it there under --update-golden."""
+
+    def check(name: str, text: str) -> None:
+        path = REPO_ROOT / "tests" / "golden" / name
+        if request.config.getoption("--update-golden"):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text, encoding="utf-8")
+            return
+        assert path.is_file(), f"{path} is missing; run pytest --update-golden and read the result."
+        assert text == path.read_text(encoding="utf-8"), (
+            f"{name} differs from what the code produces; read the difference, then --update-golden."
+        )
+
+    return check
