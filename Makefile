@@ -1,0 +1,54 @@
+# Two commands matter to a newcomer: `make train` and `make test`. Both do all of their own set-up.
+PYTHON ?= python3
+BIN := .venv/bin
+RUN ?= runs/fuji-tiny
+PROMPT ?= def read_lines(path):
+
+.DEFAULT_GOAL := help
+.PHONY: help setup setup-dev train test test-faults check format lint types layers golden lock clean
+
+help:  ## List the targets.
+	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:[^#]*## /\t/' | expand -t 16
+
+setup:
+	@$(PYTHON) scripts/bootstrap.py core
+
+setup-dev:
+	@$(PYTHON) scripts/bootstrap.py dev
+
+train: setup  ## Train fuji-tiny on the sources of Python's standard library, then sample from it.
+	$(BIN)/python -m axlearn.common.launch_trainer_main --config=fuji-tiny --trainer_dir=$(RUN)
+	$(BIN)/axlearn generate $(RUN) --prompt "$(PROMPT)"
+	$(BIN)/axlearn report $(RUN)
+
+test: setup-dev  ## Run the tests.
+	$(BIN)/python -m pytest -n 2
+
+test-faults: setup-dev  ## Run the slow fault tests: 20 kills at random moments, 400 bit flips.
+	$(BIN)/python -m pytest -m slow -v
+
+check: setup-dev format lint types layers test  ## Everything that a change has to pass.
+
+format: setup-dev
+	$(BIN)/ruff format --check .
+
+lint: setup-dev
+	$(BIN)/ruff check .
+
+types: setup-dev
+	$(BIN)/mypy axlearn/common axlearn/cli experiments launch
+
+layers: setup-dev
+	$(BIN)/lint-imports --no-logo
+
+golden: setup-dev  ## Write tests/golden from what the code produces now; read the difference before committing.
+	$(BIN)/python -m pytest -n 2 --update-golden
+
+lock:  ## Resolve the pins again (needs uv).
+	for v in 11 12; do \
+	  uv pip compile pyproject.toml --extra build --python-version 3.$$v --generate-hashes --no-header --no-annotate -q -o requirements/core-py3$$v.txt && \
+	  uv pip compile pyproject.toml --extra build --extra dev --python-version 3.$$v --generate-hashes --no-header --no-annotate -q -o requirements/py3$$v.txt || exit 1; \
+	done
+
+clean:  ## Remove the environment and the caches of this checkout; runs stay.
+	rm -rf .venv .cache .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
