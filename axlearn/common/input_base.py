@@ -1,0 +1,255 @@
+"""What every input has in common: batches with a position, their place on the mesh, their shapes."""
+
+import os
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple, Optional, Union
+
+import jax
+import numpy as np
+from jax.sharding import PartitionSpec
+
+from axlearn.common.config import InstantiableConfig, config_class, error_message, maybe_instantiate
+from axlearn.common.module import Module, nowrap
+from axlearn.common.utils import (
+    Nested,
+    Tensor,
+    TensorSpec,
+    input_partition_spec,
+    match_regex_rules,
+    maybe_shard,
+)
+
+Batch = dict[str, np.ndarray]
+BatchPartitioner = Callable[[Nested[Tensor]], Nested[Tensor]]
+
+
+class PathAndRank(NamedTuple):
+    """Which leaves of a batch a partition rule is for. A plain tuple of the two does as well."""
+
+    # Regular expression that the whole path has to match; None: any path.
+    path: Optional[str]
+    # Number of dimensions that the leaf has to have; None: any number.
+    rank: Optional[int]
+
+    def __repr__(self) -> str:
+        # Rules are keys of a config field, and dumps show them as plain tuples.
+        return repr(tuple(self))
+
+
+def partition_by_path_rank(
+    path_rank_to_partition: Mapping[
+        Union[PathAndRank, tuple[Optional[str], Optional[int]]], Optional[PartitionSpec]
+    ],
+) -> BatchPartitioner:
+    """Returns a function that lays the leaves of a batch on the mesh by their path and rank.
+
+    Args:
+        path_rank_to_partition: Rules, of which the first that matches a leaf decides. The spec may hold
+            `PartitionSpec.UNCONSTRAINED`; axes that the mesh does not have are left out; None leaves the leaf
+            as it is.
+
+    Returns:
+        A function from a batch to the same batch with sharding constraints. Outside of a mesh, and on a mesh
+        of one device, they are void. It raises ValueError for a leaf that no rule matches.
+    """
+    rules = [(PathAndRank(*key), spec) for key, spec in path_rank_to_partition.items()]
+
+    def spec_of(path: str, rank: int) -> Optional[PartitionSpec]:
+        for rule, spec in rules:
+            path_matches = rule.path is None or match_regex_rules(path, rules=[(rule.path, True)])
+            if path_matches and rule.rank in (None, rank):
+                return spec
+        raise ValueError(
+            error_message(
+                where=f"input batch: {path}",
+                what=f"no partition rule matches this leaf of rank {rank}",
+                expected="one of " + ", ".join(repr(rule) for rule, _ in rules),
+                advice="Add a rule to path_rank_to_partition, such as (None, None) for all that is left.",
+            )
+        )
+
+    def partition(batch: Nested[Tensor]) -> Nested[Tensor]:
+        def constrain(key_path: Any, leaf: Tensor) -> Tensor:
+            path = jax.tree_util.keystr(key_path, simple=True, separator="/")
+            spec = spec_of(path, leaf.ndim)
+            return maybe_shard(leaf, None if spec is None else tuple(spec))
+
+        constrained: Nested[Tensor] = jax.tree_util.tree_map_with_path(constrain, batch)
+        return constrained
+
+    return partition
+
+
+class Feed(NamedTuple):
+    """The part of every global batch that one process reads: one of equal, consecutive parts."""
+
+    process_index: int
+    num_processes: int
+
+
+class DataIterator:
+    """Batches that are a pure function of their index, with a position that can be saved and set.
+
+    The position is one number for all processes of a run. Setting it replays nothing.
+    """
+
+    def __init__(
+        self,
+        *,
+        batches_from: Callable[[int], Iterator[Batch]],
+        fingerprint: Mapping[str, Union[str, int, float, None]],
+    ):
+        """Starts at the first batch.
+
+        Args:
+            batches_from: Returns the batches from an index on, index 0 being the first.
+            fingerprint: What the batches are a function of, beside their index, as JSON values by name.
+        """
+        self._batches_from = batches_from
+        self._fingerprint = dict(fingerprint)
+        self._next_step = 0
+        self._batches: Optional[Iterator[Batch]] = None
+
+    def __iter__(self) -> "DataIterator":
+        return self
+
+    def __next__(self) -> Batch:
+        if self._batches is None:
+            self._batches = self._batches_from(self._next_step)
+        batch = next(self._batches)
+        self._next_step += 1
+        return batch
+
+    def get_state(self) -> dict[str, Any]:
+        """Returns the position as JSON: the index of the next batch, and the fingerprint of the data."""
+        return {"next_step": self._next_step, "fingerprint": dict(self._fingerprint)}
+
+    def set_state(self, state: Mapping[str, Any]) -> None:
+        """Goes to a position that `get_state` returned, in this process or another one.
+
+        Raises:
+            ValueError: If the position is of other data than these, naming what differs, or is no position.
+        """
+        next_step, fingerprint = state.get("next_step"), state.get("fingerprint")
+        if (
+            not isinstance(next_step, int)
+            or isinstance(next_step, bool)
+            or next_step < 0
+            or not isinstance(fingerprint, Mapping)
+        ):
+            raise ValueError(
+                error_message(
+                    where="input_iter",
+                    what=f"{dict(state)!r} is not a position in the data",
+                    expected='{"next_step": N, "fingerprint": {...}} with N >= 0',
+                )
+            )
+        differing = [
+            f"{name} was {fingerprint.get(name)!r}, is {self._fingerprint.get(name)!r}"
+            for name in sorted({*fingerprint, *self._fingerprint})
+            if fingerprint.get(name) != self._fingerprint.get(name)
+        ]
+        if differing:
+            raise ValueError(
+                error_message(
+                    where="input_iter",
+                    what=f"the saved position belongs to other data: {'; '.join(differing)}",
+                    expected="the data that the run was started with",
+                    advice="Set back what has changed, or start a new run in another directory.",
+                )
+            )
+        self._next_step = next_step
+        self._batches = None
+
+
+class Input(Module):
+    """Where batches come from. Subclasses implement `batches` and `element_spec`.
+
+    A batch is a dict of numpy arrays with one leading batch dimension. For language models the keys are
+    `input_ids`, `target_labels`, `input_segment_ids`, `input_positions` ([batch, seq_len] int32) and
+    `target_num_bytes` ([batch] int32).
+    """
+
+    @config_class
+    class Config(Module.Config):
+        # How batches lie on the mesh when they come from the host; None: split over all axes of the mesh.
+        partition_spec: Optional[PartitionSpec] = None
+        # Which process reads which part of the batch; None: equal consecutive parts in the order of the
+        # processes.
+        input_dispatcher: Optional[InstantiableConfig[Any]] = None
+        # Makes the function that lays the batch on the mesh inside the step; None: it stays as it came.
+        input_partitioner: Optional[InstantiableConfig[Any]] = None
+
+    def __init__(self, cfg: Config, *, parent: Optional[Module]):
+        super().__init__(cfg, parent=parent)
+        if cfg.input_dispatcher is not None:
+            raise ValueError(
+                error_message(
+                    where=f"{self.path()}.input_dispatcher",
+                    what=f"{type(self).__name__} cannot use a dispatcher",
+                    expected="None: every process reads an equal, consecutive part of the global batch",
+                )
+            )
+        self._partitioner: Optional[BatchPartitioner] = maybe_instantiate(cfg.input_partitioner)
+
+    @property
+    def partition_spec(self) -> PartitionSpec:
+        """How batches lie on the mesh of the current thread when they come from the host."""
+        return self.config.partition_spec or input_partition_spec()
+
+    @nowrap
+    def batches(self) -> DataIterator:
+        """Returns an iterator over the batches from the first one on.
+
+        Training data never ends; evaluation data does.
+        """
+        raise NotImplementedError(type(self))
+
+    @nowrap
+    def element_spec(self) -> dict[str, TensorSpec]:
+        """Returns shape and dtype of each array of a global batch, without reading any data.
+
+        Where they lie is the matter of `partition_spec`.
+        """
+        raise NotImplementedError(type(self))
+
+    def __iter__(self) -> Iterator[Batch]:
+        return self.batches()
+
+    def _feed(self, global_batch_size: int) -> Feed:
+        """Returns the part of every batch that this process reads.
+
+        Raises:
+            ValueError: If the batch does not divide over the processes.
+        """
+        count = jax.process_count()
+        if global_batch_size < 1 or global_batch_size % count:
+            raise ValueError(
+                error_message(
+                    where=f"{self.path()}.global_batch_size",
+                    what=f"{global_batch_size} does not divide over {count} processes",
+                    expected=f"a positive multiple of {count}",
+                )
+            )
+        return Feed(process_index=jax.process_index(), num_processes=count)
+
+    @nowrap
+    def dispatch_global_batch(self, batch: Nested[Tensor]) -> Nested[Tensor]:
+        """Lays a global batch on the mesh as the model wants it; called inside the jitted step.
+
+        Args:
+            batch: The global batch as it came from the host.
+
+        Returns:
+            The same batch with the constraints of `input_partitioner`.
+        """
+        return batch if self._partitioner is None else self._partitioner(batch)
+
+    @nowrap
+    def write_assets(self, directory: Union[str, os.PathLike[str]]) -> None:
+        """Writes what it takes to read and write text as this input does, such as a tokenizer; here: nothing.
+
+        Args:
+            directory: A folder of the run, made where something is written.
+        """
+        del directory
