@@ -1,0 +1,152 @@
+"""What all learners do: differentiate a forward pass, and keep an average of the parameters."""
+
+import enum
+from typing import Any, Optional
+
+import jax
+
+from axlearn.common.base_layer import ParameterSpec
+from axlearn.common.config import InstantiableConfig, config_class, config_for_function, maybe_instantiate
+from axlearn.common.module import Module, nowrap
+from axlearn.common.optimizer_base import (
+    NestedOptParam,
+    OptParam,
+    PartitionedGradientTransformation,
+    opt_param_values,
+)
+from axlearn.common.optimizers import param_ema
+from axlearn.common.update_transformation import (
+    BackwardOutputs,
+    ForwardBackwardOutputs,
+    ForwardFn,
+    ForwardOutputs,
+    ForwardPass,
+    LearnerModule,
+    Updates,
+    mask_tree,
+)
+from axlearn.common.utils import Nested, NestedTensor, Tensor
+
+
+class UpdateType(enum.Enum):
+    """What may change a parameter.
+
+    NO_UPDATE: nothing. OPTIMIZERS: its gradient. STATE_UPDATES: the new values that the forward pass
+        computes, such as
+    moving averages of a normalization. ALL_UPDATES: both; new values win.
+    """
+
+    NO_UPDATE = "no_update"
+    OPTIMIZERS = "optimizers"
+    STATE_UPDATES = "state_updates"
+    ALL_UPDATES = "all_updates"
+
+    def takes_optimizer(self) -> bool:
+        """Whether the optimizer sees the parameter."""
+        return self in (UpdateType.OPTIMIZERS, UpdateType.ALL_UPDATES)
+
+    def takes_state_updates(self) -> bool:
+        """Whether new values from the forward pass count."""
+        return self in (UpdateType.STATE_UPDATES, UpdateType.ALL_UPDATES)
+
+
+class BaseLearner(LearnerModule):
+    """The base of learners. Their state is a dict: `ema`, where averages are on, and what subclasses add."""
+
+    @config_class
+    class Config(LearnerModule.Config):
+        """Configures BaseLearner."""
+
+        # The moving average of the parameters; it is on where its `decay` is set. None: off.
+        ema: Optional[InstantiableConfig] = config_for_function(param_ema)
+
+    def __init__(self, cfg: Config, *, parent: Optional[Module]):
+        super().__init__(cfg, parent=parent)
+        is_on = cfg.ema is not None and getattr(cfg.ema, "decay", None) is not None
+        self._ema: Optional[PartitionedGradientTransformation] = maybe_instantiate(cfg.ema) if is_on else None
+
+    # For subclasses.
+
+    @nowrap
+    def should_update_with_optimizers(self, model_params: Nested[Any]) -> Nested[bool]:
+        """Which parameters an optimizer sees.
+
+        Args:
+            model_params: A tree of OptParam or of ParameterSpec; None where they are masked.
+
+        Returns:
+            A tree of the same structure.
+        """
+        raise NotImplementedError(type(self))
+
+    def _transform_fn(self, fn: ForwardFn) -> ForwardFn:
+        """Changes the forward pass before it is differentiated."""
+        return fn
+
+    def update(self, updates: Updates) -> NestedTensor:
+        """Applies updates. New states go to the state updates of the context.
+
+        Args:
+            updates: The updates, the gradients as its `delta_updates`.
+
+        Returns:
+            The new parameters; None where they are masked.
+        """
+        raise NotImplementedError(type(self))
+
+    # What is the same for all.
+
+    def _ema_specs(self, model_param_specs: Nested[ParameterSpec]) -> dict[str, Any]:
+        return {} if self._ema is None else {"ema": self._ema.partition(model_param_specs)}
+
+    def _init_ema(self, model_params: NestedOptParam) -> dict[str, Any]:
+        return {} if self._ema is None else {"ema": self._ema.init(model_params)}
+
+    def _update_ema(self, new_params: NestedTensor) -> None:
+        if self._ema is None:
+            return
+        _, new_ema = self._ema.update({}, self.state["ema"], jax.tree.map(OptParam, new_params))
+        self.add_state_update("ema", new_ema)
+
+    def forward_and_backward(
+        self, *, fn: ForwardFn, inputs: Any, opt_params: NestedOptParam
+    ) -> ForwardBackwardOutputs:
+        """Runs a forward pass, differentiates its loss, and updates the parameters.
+
+        New states go to the state updates of the context, which `functional` returns.
+
+        Args:
+            fn: The forward pass, called as `fn(model_params=..., inputs=...)`.
+            inputs: Goes to `fn`.
+            opt_params: The parameters. Those that no optimizer sees are not differentiated.
+
+        Returns:
+            What `fn` returned, and the new parameters.
+        """
+        fn = self._transform_fn(fn)
+        values = opt_param_values(opt_params)
+        should_optimize = self.should_update_with_optimizers(opt_params)
+
+        def loss_fn(optimized: NestedTensor) -> tuple[Tensor, ForwardOutputs]:
+            model_params = jax.tree.map(
+                lambda is_optimized, new, old: new if is_optimized else old,
+                should_optimize,
+                optimized,
+                values,
+            )
+            outputs = fn(model_params=model_params, inputs=inputs)
+            return outputs.loss, outputs
+
+        grads, outputs = jax.grad(loss_fn, has_aux=True)(mask_tree(values, keep=should_optimize))
+        forward_pass = ForwardPass(forward_fn=fn, model_params=values, inputs=inputs, outputs=outputs)
+        updated_params = self.update(
+            Updates(
+                opt_params=opt_params,
+                delta_updates=grads,
+                inplace_updates=outputs.output_collection.state_updates,
+                forward_pass={"default": forward_pass},
+            )
+        )
+        return ForwardBackwardOutputs(
+            forward_outputs=outputs, backward_outputs=BackwardOutputs(updated_params=updated_params)
+        )

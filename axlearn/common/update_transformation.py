@@ -1,0 +1,299 @@
+"""What happens between the backward pass and the new parameters, as modules with a state of their own."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any, NamedTuple, Optional, Protocol
+
+import jax
+
+from axlearn.common.base_layer import ParameterSpec
+from axlearn.common.config import REQUIRED, ConfigOr, Required, config_class, error_message, maybe_instantiate
+from axlearn.common.module import Module, OutputCollection, nowrap
+from axlearn.common.optimizer_base import (
+    NestedOptParam,
+    PartitionedGradientTransformation,
+    is_opt_param,
+    opt_param_values,
+)
+from axlearn.common.utils import (
+    Nested,
+    NestedTensor,
+    Tensor,
+    flatten_items,
+    match_regex_rules,
+    set_recursively,
+    tree_paths,
+)
+
+
+class ForwardOutputs(NamedTuple):
+    """What a forward pass returns.
+
+    Attributes:
+        loss: The loss to differentiate, a scalar.
+        aux: Anything else the model returns.
+        output_collection: Summaries, and new values of parameters such as moving averages, as `functional`
+            returns them.
+    """
+
+    loss: Tensor
+    aux: Nested[Any]
+    output_collection: OutputCollection
+
+
+class BackwardOutputs(NamedTuple):
+    """What a learner returns.
+
+    Attributes:
+        updated_params: The new parameters, a tree like the old ones.
+    """
+
+    updated_params: NestedTensor
+
+
+class ForwardBackwardOutputs(NamedTuple):
+    """What `Learner.forward_and_backward` returns."""
+
+    forward_outputs: ForwardOutputs
+    backward_outputs: BackwardOutputs
+
+
+class ForwardFn(Protocol):
+    """A forward pass: a pure function of the parameters and of what the trainer passes on."""
+
+    def __call__(self, *, model_params: NestedTensor, inputs: Any) -> ForwardOutputs:
+        """Runs the model."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ForwardPass:
+    """A forward pass that was run, for transformations that look at it or run it again.
+
+    Attributes:
+        forward_fn: The function.
+        model_params: The parameters it was given.
+        inputs: The inputs it was given.
+        outputs: What it returned.
+    """
+
+    forward_fn: ForwardFn
+    model_params: NestedTensor
+    inputs: Any
+    outputs: ForwardOutputs
+
+
+def mask_tree(tree: Nested[Any], *, keep: Nested[bool], mask_value: Any = None) -> Nested[Any]:
+    """Replaces parts of a tree.
+
+    Args:
+        tree: A tree.
+        keep: A tree that is a prefix of `tree`: True where to keep what is there.
+        mask_value: What to put where it is False; None takes the part out of the tree.
+
+    Returns:
+        A tree.
+    """
+    return jax.tree.map(lambda should_keep, part: part if should_keep else mask_value, keep, tree)
+
+
+@dataclasses.dataclass(frozen=True)
+class Updates:
+    """What is about to change the parameters.
+
+    Attributes:
+        opt_params: The parameters; None where they are masked.
+        delta_updates: What will be added to them, at first their gradients; None where they are masked.
+        inplace_updates: New values of some of them, nested dicts with a part of the paths of `opt_params`;
+            they win.
+        forward_pass: The forward passes by name; the learner's is "default".
+    """
+
+    opt_params: NestedOptParam
+    delta_updates: NestedTensor
+    inplace_updates: NestedTensor = dataclasses.field(default_factory=dict)
+    forward_pass: dict[str, ForwardPass] = dataclasses.field(default_factory=dict)
+
+    def param_values(self) -> NestedTensor:
+        """The values of the parameters."""
+        return opt_param_values(self.opt_params)
+
+    def param_specs(self) -> Nested[ParameterSpec]:
+        """What is known of the parameters without their values; their place on the mesh is not."""
+        return jax.tree.map(
+            lambda param: ParameterSpec(
+                shape=param.shape,
+                dtype=param.dtype,
+                factorization=param.factorization_spec,
+                weight_decay_scale=param.weight_decay_scale,
+            ),
+            self.opt_params,
+            is_leaf=is_opt_param,
+        )
+
+    def mask(
+        self, keep: Nested[bool], *, fields: Sequence[str] = ("opt_params", "delta_updates")
+    ) -> "Updates":
+        """Puts None in place of some parameters.
+
+        Args:
+            keep: A tree like the parameters: which ones to keep.
+            fields: Where to mask: `opt_params`, `delta_updates`, or both.
+
+        Returns:
+            The masked updates.
+        """
+        masked: dict[str, Any] = {name: mask_tree(getattr(self, name), keep=keep) for name in fields}
+        return dataclasses.replace(self, **masked)
+
+
+class LearnerModule(Module):
+    """A module whose state is made from the parameters of a model, and lives on the mesh as they do."""
+
+    @nowrap
+    def create_state_partition_specs(self, model_param_specs: Nested[ParameterSpec]) -> Any:
+        """Makes the specs of the state.
+
+        Args:
+            model_param_specs: The specs of the parameters; None where they are masked.
+
+        Returns:
+            A tree of OptStateSpec with the structure of the state.
+        """
+        raise NotImplementedError(type(self))
+
+    def init(self, model_params: NestedOptParam) -> Any:
+        """Makes the first state.
+
+        Args:
+            model_params: The parameters; None where they are masked.
+
+        Returns:
+            The state.
+        """
+        raise NotImplementedError(type(self))
+
+
+class UpdateTransformation(LearnerModule):
+    """Changes updates: an optimizer, or a part of one, that may look at the forward pass."""
+
+    def transform_update(self, updates: Updates) -> Updates:
+        """Changes updates. The new state goes to the state updates of the context.
+
+        Args:
+            updates: The updates.
+
+        Returns:
+            The changed updates.
+        """
+        raise NotImplementedError(type(self))
+
+
+class WrappedPartitionedGradientTransformation(UpdateTransformation):
+    """A PartitionedGradientTransformation as a module; their states are the same."""
+
+    @config_class
+    class Config(UpdateTransformation.Config):
+        """Configures WrappedPartitionedGradientTransformation."""
+
+        # The transformation, or its config.
+        transformation: Required[ConfigOr[PartitionedGradientTransformation]] = REQUIRED
+
+    def __init__(self, cfg: Config, *, parent: Optional[Module]):
+        super().__init__(cfg, parent=parent)
+        self._transformation = maybe_instantiate(cfg.transformation)
+        if not isinstance(self._transformation, PartitionedGradientTransformation):
+            raise TypeError(
+                error_message(
+                    where=self.path(),
+                    what=f"{type(self._transformation).__name__} is not an optimizer",
+                    expected="a PartitionedGradientTransformation, or the config of one such as "
+                    "config_for_function(optimizers.adamw_optimizer)",
+                )
+            )
+
+    @nowrap
+    def create_state_partition_specs(self, model_param_specs: Nested[ParameterSpec]) -> Any:
+        """See LearnerModule."""
+        return self._transformation.partition(model_param_specs)
+
+    def init(self, model_params: NestedOptParam) -> Any:
+        """See LearnerModule."""
+        return self._transformation.init(model_params)
+
+    def transform_update(self, updates: Updates) -> Updates:
+        """See UpdateTransformation."""
+        delta_updates, new_state = self._transformation.update(
+            updates.delta_updates, self.state, updates.opt_params
+        )
+        # The state as a whole, since it is a tuple or a namedtuple more often than a dict.
+        self.get_invocation_context().set_state_update(new_state)
+        return dataclasses.replace(updates, delta_updates=delta_updates)
+
+
+def as_update_transformation(cfg: Any) -> UpdateTransformation.Config:
+    """The config of an UpdateTransformation that does what `cfg` says.
+
+    Args:
+        cfg: The config of an UpdateTransformation, or a PartitionedGradientTransformation, or the config of
+            one.
+
+    Returns:
+        The config.
+    """
+    if isinstance(cfg, UpdateTransformation.Config):
+        return cfg
+    return WrappedPartitionedGradientTransformation.default_config().set(transformation=cfg)
+
+
+class OverrideInplaceUpdateTransformation(UpdateTransformation):
+    """For parameters whose "gradient" is their new value, such as the scales of float8 matrix products.
+
+    Their new values become in-place updates; the inner transformation sees the other parameters only.
+    """
+
+    @config_class
+    class Config(UpdateTransformation.Config):
+        """Configures OverrideInplaceUpdateTransformation."""
+
+        # What transforms the updates of all other parameters: an UpdateTransformation or a
+        # PartitionedGradientTransformation, or the config of one.
+        transformation: Required[Any] = REQUIRED
+        # Regular expressions, each for whole paths of parameters whose gradient is their new value.
+        rules: Required[Sequence[str]] = REQUIRED
+
+    def __init__(self, cfg: Config, *, parent: Optional[Module]):
+        super().__init__(cfg, parent=parent)
+        self._add_child("transformation", as_update_transformation(cfg.transformation))
+
+    def _is_inner(self, tree: Nested[Any]) -> Nested[bool]:
+        """Which parameters go to the inner transformation."""
+        rules = [(pattern, False) for pattern in self.config.rules]
+        return jax.tree.map(
+            lambda path: match_regex_rules(path, rules=rules, default_value=True),
+            tree_paths(tree, is_leaf=is_opt_param),
+        )
+
+    @nowrap
+    def create_state_partition_specs(self, model_param_specs: Nested[ParameterSpec]) -> Any:
+        """See LearnerModule."""
+        keep = self._is_inner(model_param_specs)
+        return {
+            "transformation": self.transformation.create_state_partition_specs(
+                mask_tree(model_param_specs, keep=keep)
+            )
+        }
+
+    def init(self, model_params: NestedOptParam) -> Any:
+        """See LearnerModule."""
+        keep = self._is_inner(model_params)
+        return {"transformation": self.transformation.init(mask_tree(model_params, keep=keep))}
+
+    def transform_update(self, updates: Updates) -> Updates:
+        """See UpdateTransformation."""
+        keep = self._is_inner(updates.opt_params)
+        inplace_updates = jax.tree.map(lambda x: x, updates.inplace_updates)
+        is_new_value = jax.tree.map(lambda is_inner: not is_inner, keep)
+        for path, new_value in flatten_items(mask_tree(updates.delta_updates, keep=is_new_value)):
+            set_recursively(inplace_updates, value=new_value, path=path)
+        inner = self.transformation.transform_update(updates.mask(keep))
+        return dataclasses.replace(inner, opt_params=updates.opt_params, inplace_updates=inplace_updates)
