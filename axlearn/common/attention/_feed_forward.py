@@ -1,0 +1,94 @@
+"""The feed-forward block of a transformer layer."""
+
+from typing import Any, Optional, Union
+
+from jaxtyping import Array, Float, Int
+
+from axlearn.common.attention._structure import BaseResidualLayer
+from axlearn.common.base_layer import BaseLayer
+from axlearn.common.config import REQUIRED, InstantiableConfig, Required, config_class
+from axlearn.common.layers import Linear, get_activation_fn
+
+
+class TransformerFeedForwardLayer(BaseResidualLayer):
+    """Two dense layers with an activation between them, or three with a gate; norm and residual connection.
+
+    With one activation f: `linear2(f(linear1(x)))`. With two, f and g: `linear2(f(linear1_0(x)) *
+    g(linear1_1(x)))`.
+
+    Reference: Shazeer, GLU Variants Improve Transformer, https://arxiv.org/abs/2002.05202, section 2.
+    """
+
+    @config_class
+    class Config(BaseResidualLayer.Config):
+        """Configures `TransformerFeedForwardLayer`."""
+
+        # Size of the last dim of inputs and outputs.
+        input_dim: Required[int] = REQUIRED
+        # Size between the dense layers: a number, or the config of a function of `input_dim`.
+        hidden_dim: Required[Union[int, InstantiableConfig]] = REQUIRED
+        # The dense layers to and from the hidden dim, which by default is split over the axis "model".
+        linear1: BaseLayer.Config = Linear.default_config().set(param_partition_spec=[None, "model"])
+        linear2: BaseLayer.Config = Linear.default_config().set(param_partition_spec=["model", None])
+        # Names for `get_activation_fn`: one, or a pair for a gate.
+        activation: Union[str, tuple[str, str]] = "nn.relu"
+        # Factor of the outputs of the block in the residual sum.
+        residual_weight: float = 1.0
+
+    def __init__(self, cfg: Config, *, parent: Optional[BaseLayer]):
+        super().__init__(cfg, parent=parent)
+        self._add_norms(cfg.input_dim)
+        hidden_dim = self._compute_hidden_dim()
+        self._activations = [get_activation_fn(name) for name in self._activation_names()]
+        for name in self._linear1_names():
+            self._add_child(name, cfg.linear1.clone(input_dim=cfg.input_dim, output_dim=hidden_dim))
+        self._add_child("linear2", cfg.linear2.clone(input_dim=hidden_dim, output_dim=cfg.input_dim))
+        self._add_child("dropout1", cfg.dropout)
+        self._add_child("dropout2", cfg.dropout)
+        self._add_child("stochastic_depth", cfg.stochastic_depth)
+
+    def _compute_hidden_dim(self) -> int:
+        cfg: TransformerFeedForwardLayer.Config = self.config
+        if isinstance(cfg.hidden_dim, int):
+            return cfg.hidden_dim
+        return cfg.hidden_dim.instantiate(input_dim=cfg.input_dim)
+
+    def _activation_names(self) -> tuple[str, ...]:
+        activation = self.config.activation
+        return (activation,) if isinstance(activation, str) else activation
+
+    def _linear1_names(self) -> tuple[str, ...]:
+        return ("linear1",) if len(self._activation_names()) == 1 else ("linear1_0", "linear1_1")
+
+    def forward(self, inputs: Float[Array, "batch seq input_dim"]) -> Float[Array, "batch seq input_dim"]:
+        """Applies the block."""
+        data, _ = self._apply_structure(
+            inputs,
+            lambda x: (self._feed_forward(x), None),
+            residual_weight=self.config.residual_weight,
+        )
+        return data
+
+    def _feed_forward(self, x: Array) -> Array:
+        hidden = None
+        for i, (name, activation) in enumerate(zip(self._linear1_names(), self._activations, strict=True)):
+            linear: Any = self.children[name]
+            # Without a gate the name is linear1_0 too: one pattern finds it in either kind of layer.
+            branch = activation(self._remat_name(linear(x), f"linear1_{i}"))
+            hidden = branch if hidden is None else hidden * branch
+        outputs = self.linear2(self.dropout1(hidden))
+        return self.dropout2(self._remat_name(outputs, "linear2"))
+
+    def init_states(self, *, batch_size: int, max_len: int) -> dict[str, Any]:
+        """Nothing: the layer looks at one token at a time."""
+        return {}
+
+    def extend_step(
+        self,
+        cached_states: dict[str, Any],
+        inputs: Float[Array, "batch step input_dim"],
+        *,
+        live_step_len: Optional[Int[Array, "batch"]] = None,
+    ) -> tuple[dict[str, Any], Float[Array, "batch step input_dim"]]:
+        """The same as `forward`, with the signature of layers that have a state."""
+        return cached_states, self.forward(inputs)

@@ -1,0 +1,345 @@
+"""Multi-head attention."""
+
+from typing import Any, NamedTuple, Optional, Union
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from axlearn.common.attention._linear import MultiheadOutputLinear
+from axlearn.common.attention._logits import attention_context, attention_logits, attention_probs
+from axlearn.common.attention._qkv import BaseQKVLinear, QKVLinear, QKVOutput, default_positions
+from axlearn.common.attention._scale import ScaleKey, ScaleQuery
+from axlearn.common.attention_bias import (
+    BaseAttentionBias,
+    CausalAttentionBias,
+    SegmentIdAttentionBias,
+    ZeroAttentionBias,
+    as_attention_bias,
+)
+from axlearn.common.base_layer import BaseLayer
+from axlearn.common.config import REQUIRED, InstantiableConfig, Required, config_class, error_message
+from axlearn.common.kv_cache.base_kv_cache import KVCacheShape, KVState
+from axlearn.common.kv_cache.kv_cache import KVCache
+from axlearn.common.layers import Dropout
+
+# What a caller may pass as logit biases.
+LogitBiases = Union[BaseAttentionBias, Float[Array, "*dims"]]
+
+
+class AttentionOutput(NamedTuple):
+    """What attention returns.
+
+    Attributes:
+        data: `[batch, target, output_dim]`.
+        probs: The attention probabilities `[batch, num_heads, target, source]`; None unless asked for.
+        kv_state: The keys and values that were attended to; None unless asked for.
+    """
+
+    data: Array
+    probs: Optional[Array] = None
+    kv_state: Optional[KVState] = None
+
+
+class MultiheadAttention(BaseLayer):
+    """Projects to heads, attends, projects back.
+
+    Reference: Vaswani et al., Attention Is All You Need, https://arxiv.org/abs/1706.03762, section 3.2.2.
+    """
+
+    Output = AttentionOutput
+
+    @config_class
+    class Config(BaseLayer.Config):
+        """Configures `MultiheadAttention`."""
+
+        # Size of the last dim of queries, keys and values before projection.
+        query_dim: Required[int] = REQUIRED
+        key_dim: Required[int] = REQUIRED
+        value_dim: Required[int] = REQUIRED
+        # Size of the last dim of the outputs. None: query_dim.
+        output_dim: Optional[int] = None
+        # Size of all query heads together, a multiple of num_heads. None: query_dim.
+        hidden_dim: Optional[int] = None
+        # Number of query heads.
+        num_heads: Required[int] = REQUIRED
+        # The projection to queries, keys and values.
+        input_linear: BaseLayer.Config = QKVLinear.default_config()
+        # The projection of the heads to the outputs.
+        output_linear: BaseLayer.Config = MultiheadOutputLinear.default_config()
+        # Dropout of the attention probabilities.
+        dropout: BaseLayer.Config = Dropout.default_config()
+        # Scaling of queries and keys.
+        query_scale: BaseLayer.Config = ScaleQuery.default_config()
+        key_scale: BaseLayer.Config = ScaleKey.default_config()
+        # Where incremental decoding keeps keys and values. None: a `KVCache` of the parameters' dtype.
+        kv_cache: Optional[BaseLayer.Config] = None
+        # Whether a query attends to keys at its own index and before only. None: False. Only one of causal
+        # and mask.
+        causal: Optional[bool] = None
+        # Which keys a query attends to, such as
+        # `SlidingWindowAttentionBias.default_config(sliding_window_size=...)`. Positions in the mask are
+        # indices into the sequence. None: all keys, unless `causal`.
+        mask: Optional[InstantiableConfig] = None
+        # Keeps logits within plus and minus this number, by tanh. None: no cap.
+        atten_logit_cap: Optional[float] = None
+
+    def __init__(self, cfg: Config, *, parent: Optional[BaseLayer]):
+        super().__init__(cfg, parent=parent)
+        self._check_config()
+        input_linear = cfg.input_linear.clone(
+            query_dim=cfg.query_dim,
+            key_dim=cfg.key_dim,
+            value_dim=cfg.value_dim,
+            num_heads=cfg.num_heads,
+            per_head_dim=self.per_head_dim,
+        )
+        self._add_child("i_proj", input_linear)
+        output_dim = cfg.query_dim if cfg.output_dim is None else cfg.output_dim
+        output_linear = cfg.output_linear.clone(
+            model_dim=output_dim, num_heads=cfg.num_heads, per_head_dim=self.per_head_dim
+        )
+        self._add_child("o_proj", output_linear)
+        self._add_child("dropout", cfg.dropout)
+        self._add_child("scale_query", cfg.query_scale.clone(per_head_dim=self.per_head_dim))
+        self._add_child("scale_key", cfg.key_scale.clone(per_head_dim=self.per_head_dim))
+        self._add_child("kv_cache", KVCache.default_config() if cfg.kv_cache is None else cfg.kv_cache)
+        self._check_heads()
+
+    def _check_config(self) -> None:
+        cfg: MultiheadAttention.Config = self.config
+        if cfg.causal and cfg.mask is not None:
+            raise ValueError(
+                error_message(
+                    where=self.path(),
+                    what=f"causal={cfg.causal} and a mask",
+                    expected="only one of them",
+                    advice="drop causal; join masks with attention_bias.and_masks",
+                )
+            )
+        if self._hidden_dim % cfg.num_heads:
+            raise ValueError(
+                error_message(
+                    where=self.path(),
+                    what=f"hidden_dim={self._hidden_dim}",
+                    expected=f"a multiple of num_heads={cfg.num_heads}",
+                )
+            )
+
+    def _check_heads(self) -> None:
+        num_heads, num_kv_heads = self.config.num_heads, self.num_kv_heads
+        if num_kv_heads != num_heads:
+            raise ValueError(
+                error_message(
+                    where=self.path(),
+                    what=f"num_kv_heads={num_kv_heads}",
+                    expected=f"num_heads={num_heads}",
+                    advice="use GroupedQueryAttention for fewer key heads than query heads",
+                )
+            )
+
+    def _check_self_attention(self, *sources: Optional[Array]) -> None:
+        if any(source is not None for source in sources):
+            raise ValueError(
+                error_message(
+                    where=self.path(),
+                    what="segment_ids together with key or value",
+                    expected="segment_ids with self-attention only",
+                    advice="pass a SegmentIdAttentionBias as attention_logit_biases",
+                )
+            )
+
+    @property
+    def _hidden_dim(self) -> int:
+        cfg: MultiheadAttention.Config = self.config
+        return cfg.query_dim if cfg.hidden_dim is None else cfg.hidden_dim
+
+    @property
+    def per_head_dim(self) -> int:
+        """Size of a head."""
+        return self._hidden_dim // self.config.num_heads
+
+    @property
+    def num_kv_heads(self) -> int:
+        """Number of key heads, and of value heads."""
+        i_proj: BaseQKVLinear = self.i_proj
+        return i_proj.num_kv_heads
+
+    def forward(
+        self,
+        query: Float[Array, "batch target query_dim"],
+        *,
+        key: Optional[Float[Array, "batch source key_dim"]] = None,
+        value: Optional[Float[Array, "batch source value_dim"]] = None,
+        attention_logit_biases: Optional[LogitBiases] = None,
+        segment_ids: Optional[Int[Array, "batch target"]] = None,
+        query_positions: Optional[Int[Array, "#batch target"]] = None,
+        return_aux: Optional[set[str]] = None,
+    ) -> AttentionOutput:
+        """Attends over whole sequences.
+
+        Args:
+            query: What queries are made from.
+            key: What keys are made from. None: `query` (self-attention).
+            value: What values are made from. None: `query`.
+            attention_logit_biases: Added to the logits: a bias, or an array of rank 2 to 4 that broadcasts
+                against `[batch, heads, target, source]`. None: nothing.
+            segment_ids: Tokens attend only within their segment; self-attention only. None: one segment.
+            query_positions: Positions in the text, for rotary embeddings; they do not influence the mask,
+                which counts from the start of the sequence. None: 0, 1, 2, ...
+            return_aux: Which of "probs" and "kv_state" to return. None: neither.
+
+        Returns:
+            The outputs.
+        """
+        q_proj, k_proj, v_proj = self._project(query, key=key, value=value, query_positions=query_positions)
+        kv_state = KVState(k_proj=k_proj, v_proj=v_proj, key_positions=default_positions(k_proj))
+        bias = as_attention_bias(attention_logit_biases) + self._mask_bias(
+            target_positions=default_positions(query), source_positions=kv_state.key_positions
+        )
+        if segment_ids is not None:
+            self._check_self_attention(key, value)
+            bias = bias + SegmentIdAttentionBias(segment_ids)
+        return self._attend(q_proj, kv_state=kv_state, bias=bias, return_aux=return_aux)
+
+    def init_states(self, *, batch_size: int, max_len: int) -> dict[str, Any]:
+        """The state before the first token of an incremental decoding.
+
+        Args:
+            batch_size: Number of sequences.
+            max_len: Number of tokens that a sequence may have.
+
+        Returns:
+            `time_step` [batch], the number of tokens seen; and the state of the cache.
+        """
+        shape = KVCacheShape(
+            batch_size=batch_size,
+            kv_len=max_len,
+            num_kv_heads=self.num_kv_heads,
+            per_head_dim=self.per_head_dim,
+        )
+        return {
+            "time_step": jnp.zeros([batch_size], dtype=jnp.int32),
+            "kv_cache": self.kv_cache.init_states(shape),
+        }
+
+    def extend_step(
+        self,
+        cached_states: dict[str, Any],
+        query: Float[Array, "batch step query_dim"],
+        *,
+        live_step_len: Optional[Int[Array, "batch"]] = None,
+        attention_logit_biases: Optional[LogitBiases] = None,
+        return_aux: Optional[set[str]] = None,
+    ) -> tuple[dict[str, Any], AttentionOutput]:
+        """Continues each sequence at its own `time_step`: self-attention over what was seen and what is new.
+
+        Args:
+            cached_states: From `init_states` or an earlier call.
+            query: The hidden states of the next `step` tokens.
+            live_step_len: How many of them are real, for each sequence; outputs of the others mean nothing.
+                None: all.
+            attention_logit_biases: Added to the logits `[batch, heads, step, max_len]`. None: nothing.
+            return_aux: As in `forward`.
+
+        Returns:
+            The new state, and the outputs for the new tokens.
+
+        Raises:
+            ValueError: If neither `causal` nor `mask` is configured: then past outputs would depend on the
+            future.
+        """
+        cfg: MultiheadAttention.Config = self.config
+        if not cfg.causal and cfg.mask is None:
+            raise ValueError(
+                error_message(
+                    where=self.path(),
+                    what="incremental decoding with neither causal nor mask",
+                    expected="a layer whose past does not depend on its future, such as causal=True",
+                )
+            )
+        time_step = cached_states["time_step"]
+        step_len = query.shape[1]
+        positions = time_step[:, None] + default_positions(query)
+        q_proj, k_proj, v_proj = self._project(query, query_positions=positions)
+        kv_cache_states, kv_state = self.kv_cache.extend_step(
+            cached_states["kv_cache"],
+            k_proj=k_proj,
+            v_proj=v_proj,
+            key_positions=positions,
+            live_step_len=live_step_len,
+        )
+        bias = as_attention_bias(attention_logit_biases) + self._mask_bias(
+            target_positions=positions, source_positions=kv_state.key_positions
+        )
+        output = self._attend(q_proj, kv_state=kv_state, bias=bias, return_aux=return_aux)
+        next_time_step = time_step + (step_len if live_step_len is None else live_step_len)
+        return {"time_step": next_time_step, "kv_cache": kv_cache_states}, output
+
+    def _mask_bias(self, *, target_positions: Array, source_positions: Array) -> BaseAttentionBias:
+        """The configured mask between these indices into the sequence."""
+        cfg: MultiheadAttention.Config = self.config
+        if cfg.mask is not None:
+            mask: Any = cfg.mask.instantiate(
+                target_positions=target_positions, source_positions=source_positions
+            )
+            return mask
+        if cfg.causal:
+            return CausalAttentionBias(target_positions, source_positions)
+        return ZeroAttentionBias()
+
+    def _project(
+        self,
+        query: Array,
+        *,
+        key: Optional[Array] = None,
+        value: Optional[Array] = None,
+        query_positions: Optional[Array] = None,
+    ) -> QKVOutput:
+        """From hidden states to queries, keys and values, scaled.
+
+        They are named for rematerialisation before scaling: that is cheap to do again.
+        """
+        proj = self.i_proj(query, key=key, value=value, query_positions=query_positions)
+        return QKVOutput(
+            query=self.scale_query(self._remat_name(proj.query, "q_proj")),
+            key=self.scale_key(self._remat_name(proj.key, "k_proj")),
+            value=self._remat_name(proj.value, "v_proj"),
+        )
+
+    def _attend(
+        self,
+        query: Array,
+        *,
+        kv_state: KVState,
+        bias: BaseAttentionBias,
+        return_aux: Optional[set[str]],
+    ) -> AttentionOutput:
+        """From queries, keys and values to outputs."""
+        context, probs = self._compute_attention(
+            query=query, key=kv_state.k_proj, value=kv_state.v_proj, bias=bias
+        )
+        output = self.o_proj(self._remat_name(context, "context"))
+        return_aux = return_aux or set()
+        return AttentionOutput(
+            data=self._remat_name(output, "o_proj"),
+            probs=probs if "probs" in return_aux else None,
+            kv_state=kv_state if "kv_state" in return_aux else None,
+        )
+
+    def _compute_attention(
+        self, *, query: Array, key: Array, value: Array, bias: BaseAttentionBias
+    ) -> tuple[Array, Optional[Array]]:
+        """Attends: the part that other backends replace.
+
+        Args:
+            query: `[batch, target, num_heads, per_head_dim]`, scaled.
+            key: `[batch, source, num_kv_heads, per_head_dim]`, scaled.
+            value: `[batch, source, num_kv_heads, per_head_dim]`.
+            bias: Everything that is added to the logits, masks included.
+
+        Returns:
+            The context `[batch, target, num_heads, per_head_dim]`, and the probabilities or None if this
+            backend does not have them.
+        """
+        probs = attention_probs(attention_logits(query, key), bias, logit_cap=self.config.atten_logit_cap)
+        return attention_context(self.dropout(probs), value), probs

@@ -1,0 +1,131 @@
+"""Small configs and a plain numpy transformer layer that the tests of attention share."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from axlearn.common.attention import (
+    FusedGroupedQKVLinear,
+    GroupedQueryAttention,
+    RepeatedTransformerLayer,
+    RoFormerQKVLinear,
+    TransformerLayer,
+)
+from axlearn.common.base_layer import BaseLayer
+from axlearn.common.kv_cache.kv_cache import KVCache
+from axlearn.common.layers import RMSNorm, set_bias_recursively, set_norm_recursively
+from axlearn.common.module import functional
+
+DIM, NUM_HEADS, NUM_KV_HEADS, HIDDEN_DIM = 16, 4, 2, 24
+EPS, THETA = 1e-5, 100.0
+
+
+def llama_attention_config(**kwargs) -> GroupedQueryAttention.Config:
+    """Causal grouped-query attention with rotary positions and no biases."""
+    input_linear = RoFormerQKVLinear.default_config().set(
+        rotary_value=False, input_linear=FusedGroupedQKVLinear.default_config().set(num_kv_heads=NUM_KV_HEADS)
+    )
+    input_linear.rope_pos_emb_layer.theta = THETA
+    cfg = GroupedQueryAttention.default_config().set(
+        num_heads=NUM_HEADS,
+        causal=True,
+        input_linear=input_linear,
+        kv_cache=KVCache.default_config().set(cache_dtype=jnp.float32),
+    )
+    set_bias_recursively(cfg, False)
+    return cfg.set(**kwargs)
+
+
+def llama_layer_config() -> TransformerLayer.Config:
+    """A layer of Llama's kind."""
+    cfg = TransformerLayer.default_config()
+    cfg.self_attention.attention = llama_attention_config()
+    cfg.feed_forward.set(hidden_dim=HIDDEN_DIM, activation=("nn.silu", "linear"))
+    set_norm_recursively(cfg, RMSNorm.default_config().set(eps=EPS, forward_dtype=None))
+    set_bias_recursively(cfg, False)
+    return cfg
+
+
+def llama_stack_config(num_layers: int = 2) -> RepeatedTransformerLayer.Config:
+    """Layers of Llama's kind, repeated."""
+    return RepeatedTransformerLayer.default_config().set(
+        name="stack", input_dim=DIM, num_layers=num_layers, layer=llama_layer_config()
+    )
+
+
+def random_params(layer: BaseLayer, *, seed: int = 0):
+    """Parameters of unit scale, norm scales and biases included, so that nothing hides behind a 0 or a 1."""
+    rng = np.random.default_rng(seed)
+
+    def draw(spec):
+        noise = rng.normal(size=spec.shape)
+        value = 1 + 0.3 * noise if spec.fan_axes is None else noise / np.sqrt(spec.fans()["fan_in"])
+        return jnp.asarray(value, jnp.float32)
+
+    return jax.tree.map(draw, layer.create_parameter_specs_recursively())
+
+
+def equations(jaxpr) -> list:
+    """All equations of a jaxpr, those of inner ones included."""
+    found = []
+    for eqn in jaxpr.eqns:
+        found.append(eqn)
+        for value in eqn.params.values():
+            inner = getattr(value, "jaxpr", value)
+            if hasattr(inner, "eqns"):
+                found.extend(equations(inner))
+    return found
+
+
+def normal(*shape: int, seed: int = 0) -> jax.Array:
+    return jnp.asarray(np.random.default_rng(seed).normal(size=shape), jnp.float32)
+
+
+def jit_method(layer: BaseLayer, *, method: str = "forward", is_training: bool = False):
+    """`fn(params, **inputs) -> outputs` of one method, compiled."""
+    call = jax.jit(functools.partial(functional, layer, None, method=method, is_training=is_training))
+
+    def fn(params, **inputs):
+        return call(params, inputs)[0]
+
+    return fn
+
+
+def numpy_rope(x: np.ndarray, positions: np.ndarray, theta: float = THETA) -> np.ndarray:
+    """Rotates adjacent pairs as complex numbers; x is [batch, seq, heads, per_head_dim]."""
+    dim = x.shape[-1]
+    angles = np.asarray(positions)[..., None] * theta ** (-np.arange(0, dim, 2) / dim)
+    rotated = (x[..., 0::2] + 1j * x[..., 1::2]) * np.exp(1j * angles)[:, :, None]
+    return np.stack([rotated.real, rotated.imag], axis=-1).reshape(x.shape)
+
+
+def numpy_attention(q, k, v, mask) -> np.ndarray:
+    """Attention one head at a time, key head j // group for query head j; mask is [batch, target, source]."""
+    group = q.shape[2] // k.shape[2]
+    outputs = np.zeros(q.shape)
+    for j in range(q.shape[2]):
+        logits = q[:, :, j] @ k[:, :, j // group].swapaxes(1, 2) * q.shape[-1] ** -0.5
+        logits = np.where(mask, logits, -np.inf)
+        probs = np.exp(logits - logits.max(-1, keepdims=True))
+        outputs[:, :, j] = probs / probs.sum(-1, keepdims=True) @ v[:, :, j // group]
+    return outputs
+
+
+def numpy_rms_norm(x, scale):
+    return x / np.sqrt((x**2).mean(-1, keepdims=True) + EPS) * scale
+
+
+def numpy_llama_layer(params, x, *, mask, positions) -> np.ndarray:
+    """The layer of `llama_layer_config` in float64."""
+    p = jax.tree.map(lambda w: np.asarray(w, np.float64), params)
+    attention, ffn = p["self_attention"], p["feed_forward"]
+    y = numpy_rms_norm(x, attention["norm"]["scale"])
+    z = np.einsum("btd,dnh->btnh", y, attention["attention"]["i_proj"]["i_proj"]["qkv_proj"]["weight"])
+    q, k, v = np.split(z, [NUM_HEADS, NUM_HEADS + NUM_KV_HEADS], axis=2)
+    context = numpy_attention(numpy_rope(q, positions), numpy_rope(k, positions), v, mask)
+    x = x + np.einsum("btnh,dnh->btd", context, attention["attention"]["o_proj"]["weight"])
+    y = numpy_rms_norm(x, ffn["norm"]["scale"])
+    gate = y @ ffn["linear1_0"]["weight"]
+    return x + (gate / (1 + np.exp(-gate)) * (y @ ffn["linear1_1"]["weight"])) @ ffn["linear2"]["weight"]
