@@ -1,0 +1,92 @@
+"""Makes the process ready to train: the backend, the random numbers, the compilation cache.
+
+Importing this loads jax; calling `setup` before any array exists is what matters.
+"""
+
+import os
+from typing import Optional
+
+import jax
+
+from axlearn.common.config import error_message
+from axlearn.common.file_system import cache_dir
+
+# What users call a backend, and what the devices of it call their platform.
+BACKENDS = ("cpu", "gpu", "tpu")
+
+
+def setup(*, jax_backend: Optional[str] = None, data_dir: Optional[str] = None) -> None:
+    """Sets jax up for training; call it once, before any computation.
+
+    Random numbers are partitionable threefry, so that initial parameters do not depend on the mesh. Compiled
+    programs are kept in `$AXLEARN_CACHE_DIR/jax` (a folder of this user alone, because such files are
+    executable code), unless `$JAX_COMPILATION_CACHE_DIR` names another place.
+
+    Args:
+        jax_backend: "cpu", "gpu" or "tpu": anything else on this machine is an error. None: what jax finds
+            first.
+        data_dir: Where data sets and tokenizers lie, for everything that reads `$DATA_DIR`. None: as the
+            environment says.
+
+    Raises:
+        ValueError: If `jax_backend` is not a backend.
+        PermissionError: If others may write to the compilation cache.
+        RuntimeError: If the machine does not have the backend.
+    """
+    if jax_backend is not None and jax_backend not in BACKENDS:
+        raise ValueError(
+            error_message(
+                where="--jax_backend",
+                what=f"{jax_backend!r} is not a backend",
+                expected=f"one of {', '.join(BACKENDS)}, or to leave it out",
+            )
+        )
+    if data_dir is not None:
+        os.environ["DATA_DIR"] = data_dir
+    jax.config.update("jax_threefry_partitionable", True)
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+        _use_compilation_cache(str(cache_dir() / "jax"))
+    _check_backend(jax_backend)
+
+
+def _use_compilation_cache(path: str) -> None:
+    os.makedirs(path, mode=0o700, exist_ok=True)
+    if os.stat(path).st_mode & 0o022:
+        raise PermissionError(
+            error_message(
+                where=f"compilation cache {path}",
+                what="others may write to it, and what lies there is run as a program",
+                expected="a folder that only its owner can write to",
+                advice=f"chmod go-w {path}, or set $AXLEARN_CACHE_DIR to another place.",
+            )
+        )
+    jax.config.update("jax_compilation_cache_dir", path)
+    # Every program counts: a start compiles dozens of small ones beside the step.
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
+
+
+def _check_backend(jax_backend: Optional[str]) -> None:
+    """Refuses a machine that is not what the user asked for, rather than to train on its CPU for a week."""
+    if jax_backend is None:
+        return
+    if "JAX_PLATFORMS" not in os.environ:
+        jax.config.update("jax_platforms", jax_backend)
+    try:
+        platforms = {device.platform for device in jax.devices()}
+    except RuntimeError as e:
+        raise RuntimeError(
+            error_message(
+                where="--jax_backend",
+                what=f"{jax_backend!r} cannot be used here: {e}",
+                advice="Leave the flag out to use what this machine has.",
+            )
+        ) from e
+    if platforms != {jax_backend}:
+        raise RuntimeError(
+            error_message(
+                where="--jax_backend",
+                what=f"{jax_backend!r}, but the devices here are {', '.join(sorted(platforms))}",
+                advice="Leave the flag out to use what this machine has.",
+            )
+        )

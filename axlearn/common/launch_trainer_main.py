@@ -1,0 +1,236 @@
+"""Trains a model: `python -m axlearn.common.launch_trainer_main --config=NAME`.
+
+The recipe is found by its name; the run goes to runs/NAME unless --trainer_dir says otherwise, and continues
+there when it is started again. Exit statuses: 0 done; 1 an error in the run; 2 the command line or the config
+was refused and nothing was touched; 143 (130) stopped by SIGTERM (SIGINT) after a save.
+"""
+
+import os
+import sys
+import sysconfig
+import traceback
+from collections.abc import Sequence
+from typing import Any
+
+from absl import flags
+
+import axlearn
+from axlearn.common.config import UnknownConfigNameError, UnknownFieldError
+from axlearn.common.run_dir import check_run_dir, default_run_dir
+
+FLAGS = flags.FLAGS
+_BACKENDS = ("cpu", "gpu", "tpu")
+
+_CONFIG = flags.DEFINE_string("config", None, "The name of the trainer config, such as fuji-tiny.")
+_MODULE = flags.DEFINE_string(
+    "module",
+    None,
+    "The module whose named_trainer_configs() has it, such as my_project.recipes or text.gpt.fuji_tiny. By "
+    "default all recipes that come with this package are looked through.",
+)
+flags.DEFINE_alias("config_module", "module")
+_TRAINER_DIR = flags.DEFINE_string("trainer_dir", None, "The run directory; by default runs/<config>.")
+_DATA_DIR = flags.DEFINE_string(
+    "data_dir", None, "Where data sets and tokenizers lie; FAKE for made-up data. By default $DATA_DIR."
+)
+_JAX_BACKEND = flags.DEFINE_enum(
+    "jax_backend", None, _BACKENDS, "Insist on this backend. By default what the machine has is detected."
+)
+_SEED = flags.DEFINE_integer("trainer_prng_seed", 0, "The seed of a run that begins from scratch.")
+_MESH_SELECTOR = flags.DEFINE_string(
+    "mesh_selector",
+    None,
+    "The machine, such as tpu-v5p-128, by which the recipe's mesh rules choose the mesh.",
+)
+_SET = flags.DEFINE_multi_string(
+    "set",
+    [],
+    "path=value: change a field of the config, by the path that it has in the run's trainer_config file. "
+    "Repeatable. Such as --set max_step=100.",
+)
+_TRACE_AT_STEPS = flags.DEFINE_list(
+    "trace_at_steps", [], "Steps at which to begin a profile, such as 10,100."
+)
+_N_STEPS_FOR_EACH_TRACE = flags.DEFINE_integer("n_steps_for_each_trace", None, "Steps of each profile.")
+_EVAL_TRACE_AT_ITERS = flags.DEFINE_list(
+    "eval_trace_at_iters", [], "Batches of each evaluation to record profiles of, counted from 0."
+)
+_LOG_EVERY_N_STEPS = flags.DEFINE_integer(
+    "trainer_log_every_n_steps",
+    None,
+    "Steps between two lines of the log; by default what the recipe says, or 100.",
+)
+_WATCHDOG_TIMEOUT = flags.DEFINE_integer(
+    "trainer_watchdog_timeout_seconds", 3600, "Seconds without a new step after which all stacks are printed."
+)
+_CRASH_TIMEOUT = flags.DEFINE_integer(
+    "trainer_crash_on_hang_timeout_seconds",
+    7200,
+    "Seconds without a new step after which the process kills itself.",
+)
+_VLOG = flags.DEFINE_integer(
+    "vlog", None, "The level of detail of the log; with any, errors show their traceback."
+)
+
+
+def main(argv: Sequence[str]) -> int:
+    """Runs the command.
+
+    Args:
+        argv: The command line, the program's name first.
+
+    Returns:
+        The exit status.
+    """
+    if any(arg in ("-h", "-help", "--help") for arg in argv[1:]):
+        print(f"{__doc__}\nFlags:\n{FLAGS.module_help(flags_module())}")
+        return 0
+    try:
+        _parse(argv)
+        check_links()
+        check_run_dir(_TRAINER_DIR.value or default_run_dir(str(_CONFIG.value)))
+    except (flags.Error, OSError) as e:
+        return _refuse(e)
+    return _launch(_load_library())
+
+
+def flags_module() -> str:
+    """Returns the name under which the flags of this command are registered."""
+    return str(FLAGS.find_module_defining_flag("trainer_prng_seed"))
+
+
+def _parse(argv: Sequence[str]) -> None:
+    rest = FLAGS(list(argv))[1:]
+    if rest:
+        raise flags.Error(f"{rest[0]!r} is not a flag. Expected --config=NAME and more flags; see --help.")
+    if not _CONFIG.value:
+        raise flags.Error("--config is missing. Expected the name of a config, such as --config=fuji-tiny.")
+    for flag in (_TRACE_AT_STEPS, _EVAL_TRACE_AT_ITERS):
+        wrong = [item for item in flag.value if not item.isdecimal()]
+        if wrong:
+            raise flags.Error(
+                f"--{flag.name}: {wrong[0]!r} is not a number. Expected numbers such as 10,100."
+            )
+
+
+def check_links() -> None:
+    """Refuses a checkout in which the folders that are links came out as text files.
+
+    Raises:
+        NotADirectoryError: If `axlearn/experiments` or `axlearn/launch` is not a folder.
+    """
+    root = os.path.dirname(os.path.abspath(axlearn.__file__))
+    for name in ("experiments", "launch"):
+        if not os.path.isdir(os.path.join(root, name)):
+            raise NotADirectoryError(
+                f"{os.path.join(root, name)} is not a folder: this checkout lost its links, as a zip "
+                f"download does. Use `git clone`, or make it a link to ../{name}."
+            )
+
+
+def _load_library() -> tuple[Any, Any]:
+    """Returns (launch, launch_trainer). They load jax, which takes longer than all that is done before."""
+    from axlearn.common import launch, launch_trainer
+
+    return launch, launch_trainer
+
+
+def _launch(library: tuple[Any, Any]) -> int:
+    launch, launch_trainer = library
+    try:
+        launch.setup(jax_backend=_JAX_BACKEND.value, data_dir=_DATA_DIR.value)
+        launched = launch_trainer.get_trainer_config(_options(launch_trainer))
+        check_run_dir(launched.trainer_config.dir)
+        trainer = launch_trainer.build_trainer(launched)
+    except Exception as e:
+        return _refuse(e)
+    began: list[bool] = []
+    try:
+        launch_trainer.run_trainer(
+            trainer, launch=launched, flags=flag_values(), on_ready=lambda: began.append(True)
+        )
+    except SystemExit as e:
+        print(e, file=sys.stderr)
+        return e.code if isinstance(e.code, int) else 1
+    except (ValueError, OSError) as e:
+        # Data that are not there, a checkpoint of another model: found out before the run wrote anything.
+        if not began:
+            return _refuse(e)
+        _print_error(e)
+        return 1
+    except Exception as e:
+        _print_error(e)
+        return 1
+    return 0
+
+
+def _options(launch_trainer: Any) -> Any:
+    return launch_trainer.LaunchOptions(
+        config=_CONFIG.value,
+        module=_MODULE.value,
+        trainer_dir=_TRAINER_DIR.value,
+        data_dir=_DATA_DIR.value,
+        prng_seed=_SEED.value,
+        mesh_selector=_MESH_SELECTOR.value,
+        trace_at_steps=[int(step) for step in _TRACE_AT_STEPS.value],
+        n_steps_for_each_trace=_N_STEPS_FOR_EACH_TRACE.value,
+        eval_trace_at_iters=[int(i) for i in _EVAL_TRACE_AT_ITERS.value],
+        log_every_n_steps=_LOG_EVERY_N_STEPS.value,
+        watchdog_timeout_seconds=_WATCHDOG_TIMEOUT.value,
+        crash_on_hang_timeout_seconds=_CRASH_TIMEOUT.value,
+        vlog=_VLOG.value,
+        overrides=_SET.value,
+    )
+
+
+def flag_values() -> dict[str, Any]:
+    """Returns the flags of this command and their values, without those of the libraries that it uses."""
+    return {flag.name: flag.value for flag in FLAGS.flags_by_module_dict()[flags_module()]}
+
+
+def _refuse(e: BaseException) -> int:
+    _print_error(e)
+    # What a user did not cause is no refusal of what the user asked for.
+    return 2 if _is_for_users(e) else 1
+
+
+def _print_error(e: BaseException) -> None:
+    """Prints what a user can act on as a message, and everything else with its traceback."""
+    if isinstance(e, flags.Error):
+        print(f"launch_trainer_main: {e}", file=sys.stderr)
+        return
+    if not _is_for_users(e) or os.environ.get("AXLEARN_TRACEBACK") == "1" or _VLOG.value is not None:
+        traceback.print_exception(e)
+        return
+    text = str(e)
+    if isinstance(e, ImportError):
+        text = f"{type(e).__name__}: {text}{_where_imported(e)}"
+    print("\n".join([text, *getattr(e, "__notes__", ())]), file=sys.stderr)
+    print("(AXLEARN_TRACEBACK=1 shows where this was raised.)", file=sys.stderr)
+
+
+def _is_for_users(e: BaseException) -> bool:
+    """Returns whether an error is about what a user gave us, and not a fault of ours or of a library."""
+    if isinstance(e, (flags.Error, ImportError, UnknownFieldError, UnknownConfigNameError, OSError)):
+        return True
+    return isinstance(e, (ValueError, TypeError, RuntimeError)) and not _raised_in_a_library(e)
+
+
+def _raised_in_a_library(e: BaseException) -> bool:
+    """Returns whether an error comes out of code that is neither ours nor the user's."""
+    frames = traceback.extract_tb(e.__traceback__)
+    last = frames[-1].filename if frames else ""
+    return "site-packages" in last or last.startswith((sysconfig.get_path("stdlib"), "<frozen"))
+
+
+def _where_imported(e: ImportError) -> str:
+    frames = [f for f in traceback.extract_tb(e.__traceback__) if not f.filename.startswith("<frozen")]
+    frames = [f for f in frames if f"{os.sep}importlib{os.sep}" not in f.filename]
+    # The registry imports on the user's behalf: that is no place to look at.
+    if not frames or os.path.basename(frames[-1].filename) == "registry.py":
+        return ""
+    return f" (imported at {frames[-1].filename}:{frames[-1].lineno})"
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv))

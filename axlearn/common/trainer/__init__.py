@@ -1,0 +1,9 @@
+"""Training: a model, its data and a learner on a mesh of devices, and one compiled step."""
+
+from axlearn.common.trainer._analysis import aot_model_analysis as aot_model_analysis
+from axlearn.common.trainer._mesh_rules import select_mesh_config as select_mesh_config
+from axlearn.common.trainer._metrics_file import read_metrics as read_metrics
+from axlearn.common.trainer._state import StoppedBySignal as StoppedBySignal
+from axlearn.common.trainer._state import TrainerState as TrainerState
+from axlearn.common.trainer._state import UndefinedLossException as UndefinedLossException
+from axlearn.common.trainer._trainer import SpmdTrainer as SpmdTrainer

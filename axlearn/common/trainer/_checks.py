@@ -1,0 +1,71 @@
+"""What a trainer config is refused for before anything is built."""
+
+from collections.abc import Sequence
+from typing import Any, Union
+
+from axlearn.common.config import REQUIRED, error_message
+
+# Fields of the public config whose machinery this version lacks; setting one is refused, not ignored.
+_NOT_BUILT = ("init_state_builder", "xsc_check_policy", "device_monitor")
+
+
+def check_trainer_config(cfg: Any) -> None:
+    """Refuses what would otherwise be ignored, and what would only be noticed much later.
+
+    Args:
+        cfg: A `SpmdTrainer.Config`.
+
+    Raises:
+        ValueError: With all that is wrong.
+    """
+    problems = [
+        *(_not_built(cfg, field) for field in _NOT_BUILT if getattr(cfg, field) is not None),
+        *_problems(cfg),
+    ]
+    if problems:
+        raise ValueError("\n".join(problems))
+
+
+def batch_axis_names(names: Union[str, Sequence[str]]) -> tuple[str, ...]:
+    """Returns the mesh axes over which the rows of a batch are split, as a tuple."""
+    return (names,) if isinstance(names, str) else tuple(names)
+
+
+def _not_built(cfg: Any, field: str) -> str:
+    return error_message(
+        where=f"{cfg.name}.{field}", what="this is not available in this version", expected="None"
+    )
+
+
+def _problems(cfg: Any) -> list[str]:
+    problems = []
+    if not cfg.prune_empty_state_updates:
+        problems.append(
+            error_message(where=f"{cfg.name}.prune_empty_state_updates", what="False", expected="True")
+        )
+    if getattr(cfg.model, "dtype", REQUIRED) in (None, REQUIRED):
+        problems.append(
+            error_message(
+                where=f"{cfg.name}.model.dtype",
+                what="the type of the parameters is not set",
+                expected="a dtype such as jnp.float32",
+            )
+        )
+    if cfg.log_every_n_steps is not None and cfg.log_every_n_steps < 1:
+        problems.append(
+            error_message(
+                where=f"{cfg.name}.log_every_n_steps",
+                what=f"{cfg.log_every_n_steps} is not a number of steps",
+                expected="at least 1, or None for 100",
+            )
+        )
+    for axis in batch_axis_names(cfg.batch_axis_names):
+        if axis not in cfg.mesh_axis_names:
+            problems.append(
+                error_message(
+                    where=f"{cfg.name}.batch_axis_names",
+                    what=f"{axis!r} is no axis of the mesh",
+                    expected=f"some of {tuple(cfg.mesh_axis_names)}",
+                )
+            )
+    return problems

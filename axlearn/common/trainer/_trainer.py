@@ -1,0 +1,574 @@
+"""The trainer: one mesh, one state, one compiled step, and the loop around it."""
+
+import contextlib
+import math
+import os
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Literal, Optional, Union
+
+import jax
+import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
+
+from axlearn.common.checkpointer import (
+    Checkpointer,
+    CorruptCheckpointError,
+    checkpoint_paths,
+    read_state_spec,
+)
+from axlearn.common.config import (
+    REQUIRED,
+    InstantiableConfig,
+    Required,
+    config_class,
+    error_message,
+    maybe_instantiate,
+)
+from axlearn.common.evaler import SpmdEvaler, maybe_set_fields
+from axlearn.common.file_system import write_text_durably
+from axlearn.common.measurement import Event, EventType, maybe_build_recorder, maybe_record_event
+from axlearn.common.module import Module, nowrap
+from axlearn.common.progress import Progress
+from axlearn.common.summary_writer import SummaryWriter
+from axlearn.common.trainer._analysis import aot_model_analysis, state_tree_text
+from axlearn.common.trainer._checks import batch_axis_names, check_trainer_config
+from axlearn.common.trainer._loop import TrainLoop, undefined_loss
+from axlearn.common.trainer._metrics_file import MetricsFile
+from axlearn.common.trainer._position import DataPosition, PositionedIterator
+from axlearn.common.trainer._prefetch import BatchPrefetcher
+from axlearn.common.trainer._programs import Programs
+from axlearn.common.trainer._signals import StopSignals
+from axlearn.common.trainer._state import TrainerState, as_key, as_raw_key, is_key_shape
+from axlearn.common.trainer._throughput import Peak, Throughput
+from axlearn.common.trainer._trace import StepTracer
+from axlearn.common.trainer._watchdog import Watchdog
+from axlearn.common.utils import (
+    HybridMeshShape,
+    MeshShape,
+    Nested,
+    NestedTensor,
+    Tensor,
+    build_mesh,
+    flatten_items,
+    host_to_global_array,
+    use_mesh,
+)
+
+# Steps between two lines of the log where nobody says otherwise.
+_LOG_EVERY_N_STEPS = 100
+
+
+class SpmdTrainer(Module):
+    """Trains a model on a mesh of devices, as one program over all of them.
+
+    The position in the data is part of every checkpoint, for every input whose iterator can tell it: such a
+        position is
+    one small JSON value, the same for any number of processes, and a run that lost it would train on the same
+    data twice. `save_input_iterator=True` adds that an input which cannot tell its position is refused.
+    """
+
+    @config_class
+    class Config(Module.Config):
+        """Configures SpmdTrainer."""
+
+        # The training data.
+        input: Required[InstantiableConfig] = REQUIRED
+        # Where the numbers of a run go besides metrics.jsonl; its folder is <dir>/summaries/train_train if it
+        # has none.
+        summary_writer: InstantiableConfig = SummaryWriter.default_config()
+        # The folder of the run.
+        dir: Required[str] = REQUIRED
+        # Initialises from other checkpoints. None: from the model's initializers. Not available in this
+        # version.
+        init_state_builder: Optional[InstantiableConfig] = None
+        # The step after which training ends; infinity for the end of the data.
+        max_step: Union[int, float] = math.inf
+        # The size of each mesh axis; at most one may be -1, to be inferred from the number of devices.
+        mesh_shape: Required[Union[MeshShape, HybridMeshShape]] = REQUIRED
+        # The name of each mesh axis.
+        mesh_axis_names: Required[Sequence[str]] = REQUIRED
+        # The mesh axes over which the rows of a batch are split.
+        batch_axis_names: Union[str, Sequence[str]] = "data"
+        # (regular expression, mesh shape or config modifier or None) in order, for `select_mesh_config`.
+        # None: none.
+        mesh_rules: Optional[Sequence[tuple[str, Any]]] = None
+        # The model: a BaseLayer whose forward(input_batch) returns (loss, aux).
+        model: Required[InstantiableConfig] = REQUIRED
+        # The optimizer and what it may update.
+        learner: Required[InstantiableConfig] = REQUIRED
+        # When and how the state is saved; its folder is <dir>/checkpoints if it has none.
+        checkpointer: InstantiableConfig = Checkpointer.default_config()
+        # Evaluations by name.
+        evalers: dict[str, SpmdEvaler.Config] = {}
+        # Whether an input that cannot tell its position is an error; see the class.
+        save_input_iterator: bool = False
+        # The steps at which to begin a profile.
+        start_trace_steps: Sequence[int] = []
+        # Steps of each profile. None: 3.
+        n_steps_for_each_trace: Optional[int] = None
+        # The processes that record profiles, or "all".
+        start_trace_process_indices: Union[Literal["all"], Sequence[int]] = [0]
+        # The mode of the TPU profiler. None: its own default.
+        tpu_trace_mode: Optional[str] = None
+        # Levels of detail of the profiler. None: its own defaults.
+        host_tracer_level: Optional[int] = None
+        device_tracer_level: Optional[int] = None
+        python_tracer_level: Optional[int] = None
+        # At which steps TPUs check their own arithmetic. None: never. Not available in this version.
+        xsc_check_policy: Optional[InstantiableConfig] = None
+        # Part of old dumps; only True means something.
+        prune_empty_state_updates: bool = True
+        # The type in which the forward pass sees parameters and inputs, or a config of a function from the
+        # parameters to a tree of types. None: as they are.
+        train_dtype: Optional[Any] = None
+        # Seconds without a new step after which all stacks are written to standard error. None: never.
+        watchdog_timeout_seconds: Optional[float] = None
+        # Seconds without a new step after which the process kills itself. None: never.
+        crash_on_hang_timeout_seconds: Optional[float] = None
+        # Watches the devices. None: nothing does. Not available in this version.
+        device_monitor: Optional[InstantiableConfig] = None
+        # Told when what happens. None: nobody is.
+        recorder: Optional[InstantiableConfig] = None
+        # A function that makes a context to train in, or its config. None: none.
+        context_manager: Optional[
+            Union[InstantiableConfig, Callable[[], contextlib.AbstractContextManager]]
+        ] = None
+        # None or True: the step is compiled once, for the shapes that the input declares, and another shape
+        # is an error. False: it is compiled again for each new shape of a batch.
+        cache_compiled_train_step: Optional[bool] = None
+        # Steps between two lines of the log and of metrics.jsonl's full records. None: 100.
+        log_every_n_steps: Optional[int] = None
+
+    def __init__(self, cfg: Config, *, parent: Optional[Module], devices: Optional[np.ndarray] = None):
+        """Builds the mesh and everything on it; touches no file and starts no computation.
+
+        Args:
+            cfg: The config.
+            parent: None, usually.
+            devices: The devices of the mesh in the shape of the mesh; None for all devices of all processes.
+
+        Raises:
+            ValueError: If the mesh does not fit the devices, the model has no dtype, or a field has a value
+                that this version does not support.
+        """
+        super().__init__(cfg, parent=parent)
+        check_trainer_config(cfg)
+        self._mesh = build_mesh(
+            mesh_shape=cfg.mesh_shape,
+            mesh_axis_names=cfg.mesh_axis_names,
+            devices=None if devices is None else list(devices.flatten()),
+        )
+        self._step = 0
+        self._restored_step: Optional[int] = None
+        self._trainer_state: Optional[TrainerState] = None
+        self._position: Optional[DataPosition] = None
+        self._peak: Optional[Peak] = None
+        self._recorder = maybe_build_recorder(cfg.recorder)
+        self.progress = Progress()
+        with self.mesh():
+            self._add_children()
+            self._programs = Programs(
+                mesh=self._mesh,
+                model=self.model,
+                learner=self.learner,
+                input=self.input,
+                train_dtype=cfg.train_dtype,
+            )
+            # Here already, so that a batch that does not divide is refused before anything runs.
+            self._programs.batch_specs()
+
+    def _add_children(self) -> None:
+        cfg = self.config
+        partition_spec = PartitionSpec(batch_axis_names(cfg.batch_axis_names))
+        self._add_child("input", maybe_set_fields(cfg.input, is_training=True, partition_spec=partition_spec))
+        self._add_child("model", cfg.model)
+        self._add_child("learner", cfg.learner)
+        self._add_child(
+            "summary_writer",
+            maybe_set_fields(cfg.summary_writer, dir=os.path.join(cfg.dir, "summaries", "train_train")),
+        )
+        self._add_child(
+            "checkpointer",
+            maybe_set_fields(cfg.checkpointer, dir=os.path.join(cfg.dir, "checkpoints"), trainer_dir=cfg.dir),
+        )
+        self._evalers = {}
+        for name, evaler_cfg in cfg.evalers.items():
+            self._evalers[name] = self._add_child(
+                name,
+                evaler_cfg.clone(
+                    input=maybe_set_fields(evaler_cfg.input, partition_spec=partition_spec),
+                    summary_writer=maybe_set_fields(
+                        evaler_cfg.summary_writer, dir=os.path.join(cfg.dir, "summaries", name)
+                    ),
+                ),
+                model=self.model,
+            )
+
+    # What a run is made of.
+
+    @property
+    def max_step(self) -> float:
+        """The step after which training ends."""
+        return self.config.max_step
+
+    @property
+    def step(self) -> int:
+        """The last step that was dispatched; 0 before the first."""
+        return self._step
+
+    @property
+    def restored_step(self) -> Optional[int]:
+        """The step of the checkpoint from which this run continues; None if it began from scratch."""
+        return self._restored_step
+
+    @property
+    def trainer_state(self) -> TrainerState:
+        """The state after `step`. The next step donates it: keep no reference to its arrays."""
+        assert self._trainer_state is not None, "run() or restore_or_init() makes the state."
+        return self._trainer_state
+
+    @property
+    def trainer_state_specs(self) -> TrainerState:
+        """Shape, type and place of every array of the state."""
+        return self._programs.state_specs
+
+    @property
+    def trainer_state_partition_specs(self) -> Nested[NamedSharding]:
+        """The sharding of every array of the state."""
+        return self._programs.state_shardings()
+
+    @property
+    def evalers(self) -> dict[str, SpmdEvaler]:
+        """The evalers by name."""
+        return self._evalers
+
+    @property
+    def handles_undefined_loss(self) -> bool:
+        """Whether the learner makes nothing of a loss that is not finite, so that training may go on."""
+        return bool(self.learner.handles_undefined_loss())
+
+    @nowrap
+    def mesh(self) -> contextlib.AbstractContextManager:
+        """Returns a context in which the mesh of this trainer is the mesh of the thread."""
+        return use_mesh(self._mesh)
+
+    @nowrap
+    def record(self, event: Event, **facts: Any) -> None:
+        """Tells the recorder of a moment."""
+        if self._recorder is not None:
+            self._recorder.record(event, **facts)
+
+    @nowrap
+    def record_event(self, event: EventType) -> contextlib.AbstractContextManager:
+        """Returns a context whose duration goes to the recorder."""
+        return maybe_record_event(self._recorder, event)
+
+    # A run.
+
+    @nowrap
+    def run(
+        self,
+        prng_key: Tensor,
+        *,
+        return_evaler_summaries: bool = False,
+        on_ready: Optional[Callable[[], None]] = None,
+    ) -> Optional[dict[str, Any]]:
+        """Trains from the newest checkpoint, or from scratch where there is none, until `max_step`.
+
+        Whatever the policies say, the last step is evaluated and saved. SIGTERM and SIGINT end the run after
+        the step it is in, with a save; a second one ends the process at once.
+
+        Args:
+            prng_key: The key of a run that begins from scratch; a run that continues has its own.
+            return_evaler_summaries: Whether the returned dict has the last evaluation as `evaler_summaries`.
+            on_ready: Called once when the state is there, before anything is written into the folder of the
+                run by this run: a run that cannot continue leaves what stands there as it is.
+
+        Returns:
+            `loss` and `aux` of the last step; None if there was none to do.
+
+        Raises:
+            UndefinedLossException: If the loss or the state is not finite.
+            StoppedBySignal: If a signal ended the run.
+            Exception: Whatever reading the data, restoring and saving raise.
+        """
+        cfg = self.config
+        with contextlib.ExitStack() as stack:
+            signals = stack.enter_context(StopSignals())
+            stack.enter_context(self.mesh())
+            if self._recorder is not None:
+                stack.enter_context(self._recorder.maybe_monitor_all())
+            if cfg.context_manager is not None:
+                stack.enter_context(_context_of(cfg.context_manager))
+            stack.callback(self.progress.close)
+            for writer in (
+                self.summary_writer,
+                *(evaler.summary_writer for evaler in self._evalers.values()),
+            ):
+                stack.callback(writer.close)
+            stack.callback(self.checkpointer.stop)
+            self.record(Event.START_JOB)
+            with self.record_event(EventType.TRAINING_PREPARATION):
+                iterator = self._open_input()
+                self.restore_or_init(prng_key)
+            if on_ready is not None:
+                on_ready()
+            if self._step >= cfg.max_step:
+                self.progress.message(
+                    f"There is nothing to do: step {self._step} is max_step={cfg.max_step} or beyond."
+                )
+                return None
+            loop = stack.enter_context(self._loop(iterator, signals=signals))
+            outputs = loop.run()
+            self.wait_until_saved()
+            self.record(Event.END_JOB)
+            self.progress.message(f"Finished at step {self._step}.")
+            if outputs is None:
+                return None
+            result = {"loss": outputs["loss"], "aux": outputs["aux"]}
+            if return_evaler_summaries:
+                result["evaler_summaries"] = loop.evaler_summaries()
+            return result
+
+    @nowrap
+    def restore_or_init(self, prng_key: Tensor) -> None:
+        """Makes the state: from the newest checkpoint that verifies; where there is none, from initializers.
+
+        Args:
+            prng_key: The key of a run that begins from scratch.
+
+        Raises:
+            ValueError: If the newest checkpoint is of another model or of other data.
+            Exception: If there are checkpoints, but none can be read.
+        """
+        with self.mesh():
+            restored_step = self.restore_checkpoint()
+            if restored_step is None:
+                self.init(prng_key)
+                self.progress.message("There is no checkpoint: starting from scratch.")
+            else:
+                self.progress.message(f"Continuing from step {restored_step}.")
+
+    @nowrap
+    def restore_checkpoint(self, restore_step: Optional[int] = None) -> Optional[int]:
+        """Restores the state and the position in the data.
+
+        Args:
+            restore_step: The step; None for the newest that verifies.
+
+        Returns:
+            The step; None if there is no checkpoint.
+        """
+        self._follow_stored_key()
+        specs = self.trainer_state_specs._asdict()
+        if self._position is not None:
+            specs["input_iter"] = self._position
+        step, restored = self.checkpointer.restore(step=restore_step, state=specs)
+        if step is None:
+            return None
+        self._step = self._restored_step = step
+        self._trainer_state = TrainerState(**{name: restored[name] for name in TrainerState._fields})
+        return step
+
+    def _follow_stored_key(self) -> None:
+        """Expects the kind of key that the newest checkpoint has: rbg and threefry differ in their shape."""
+        for path in reversed(checkpoint_paths(self.checkpointer.config.dir)):
+            try:
+                stored = dict(flatten_items(read_state_spec(path))).get("prng_key")
+            except CorruptCheckpointError:
+                # `restore` says what is wrong with it, and goes on to the one before, as is done here.
+                continue
+            if stored is not None and is_key_shape(stored.shape):
+                self._programs.expect_key(tuple(stored.shape))
+            return
+
+    @nowrap
+    def init(self, prng_key: Tensor) -> None:
+        """Makes the state of step 0 on the mesh; it is the same on every mesh."""
+        self._trainer_state = self._programs.init(as_raw_key(prng_key))
+        self._step = 0
+
+    @nowrap
+    def compile_train_step(
+        self,
+        *,
+        trainer_state: Optional[Nested[Any]] = None,
+        input_batch: Optional[Nested[Any]] = None,
+        compiler_options: Optional[dict[str, Any]] = None,
+    ) -> jax.stages.Compiled:
+        """Compiles the step from shapes alone; no array and no data are needed.
+
+        Args:
+            trainer_state: Specs or arrays of the state; None for those of this trainer.
+            input_batch: Specs or arrays of a global batch; None for what the input declares.
+            compiler_options: For XLA; None for its defaults.
+
+        Returns:
+            The compiled step: (state, batch) -> (state, dict(loss, aux, summaries)). It donates the state.
+        """
+        return self._programs.compile_train_step(
+            trainer_state=trainer_state, input_batch=input_batch, compiler_options=compiler_options
+        )
+
+    # The parts of `run`.
+
+    def _open_input(self) -> Iterator[dict[str, np.ndarray]]:
+        iterator = self.input.batches()
+        if isinstance(iterator, PositionedIterator):
+            self._position = DataPosition(iterator)
+        elif self.config.save_input_iterator:
+            raise ValueError(
+                error_message(
+                    where=f"{self.path()}.save_input_iterator",
+                    what=f"True, but the iterator of {type(self.input).__name__} cannot tell its position",
+                    expected="an iterator with get_state() and set_state(state)",
+                )
+            )
+        return iterator
+
+    @contextlib.contextmanager
+    def _loop(
+        self, iterator: Iterator[dict[str, np.ndarray]], *, signals: StopSignals
+    ) -> Iterator[TrainLoop]:
+        """Builds the loop, with the thread that feeds it running while the step compiles."""
+        cfg = self.config
+        tracer = StepTracer(
+            os.path.join(cfg.dir, "summaries", "train_train"),
+            start_steps=cfg.start_trace_steps,
+            num_steps=cfg.n_steps_for_each_trace,
+            process_indices=cfg.start_trace_process_indices,
+            host_level=cfg.host_tracer_level,
+            device_level=cfg.device_tracer_level,
+            python_level=cfg.python_tracer_level,
+            tpu_mode=cfg.tpu_trace_mode,
+        )
+        watchdog = Watchdog(
+            lambda: self._step,
+            timeout_seconds=cfg.watchdog_timeout_seconds,
+            crash_timeout_seconds=cfg.crash_on_hang_timeout_seconds,
+        )
+        prefetcher = BatchPrefetcher(
+            iterator, prepare=self._prepare_batch, on_finished=self._check_loss, thread_context=self.mesh
+        )
+        with watchdog, prefetcher, contextlib.closing(tracer):
+            step_fn = self._compile()
+            self._write_description(step_fn)
+            yield TrainLoop(
+                self,
+                step_fn=step_fn,
+                prefetcher=prefetcher,
+                signals=signals,
+                throughput=self._throughput(),
+                metrics_file=self._metrics_file(),
+                tracer=tracer,
+                log_every_n_steps=cfg.log_every_n_steps or _LOG_EVERY_N_STEPS,
+            )
+
+    def _compile(self) -> Callable[..., Any]:
+        if self.config.cache_compiled_train_step is False:
+            return self._programs.jit_train_step()
+        with self.record_event(EventType.COMPILATION):
+            return self.compile_train_step()
+
+    def _throughput(self) -> Throughput:
+        input_ids = self.input.element_spec().get("input_ids")
+        flops_fn = getattr(self.model, "flops_per_token", None)
+        return Throughput(
+            devices=list(self._mesh.devices.flat),
+            dtype=self._programs.compute_dtype(),
+            flops_per_token=None if input_ids is None or flops_fn is None else flops_fn(input_ids.shape[-1]),
+        )
+
+    def _metrics_file(self) -> Optional[MetricsFile]:
+        if jax.process_index() != 0:
+            return None
+        return MetricsFile(os.path.join(self.config.dir, "metrics.jsonl"))
+
+    def _prepare_batch(self, batch: dict[str, np.ndarray]) -> NestedTensor:
+        """Checks a batch of the host and puts it on the mesh; runs in the thread that reads."""
+        check_host_batch = getattr(self.model, "check_host_batch", None)
+        if check_host_batch is not None:
+            check_host_batch(batch)
+        return host_to_global_array(batch, partition=self.input.partition_spec)
+
+    def _check_loss(self, step: int, loss: jax.Array) -> None:
+        """Runs in the thread that reads, when the device has done a step."""
+        value = float(loss)
+        if not math.isfinite(value) and not self.handles_undefined_loss:
+            raise undefined_loss(step, value)
+
+    def _write_description(self, step_fn: Callable[..., Any]) -> None:
+        cfg = self.config
+        if jax.process_index() != 0:
+            return
+        os.makedirs(cfg.dir, exist_ok=True)
+        write_text_durably(
+            os.path.join(cfg.dir, "trainer_state_tree.txt"), state_tree_text(self.trainer_state_specs)
+        )
+        if isinstance(step_fn, jax.stages.Compiled):
+            text = aot_model_analysis(step_fn) + "\n"
+            write_text_durably(os.path.join(cfg.dir, "model_analysis.txt"), text)
+
+    # What the loop asks for.
+
+    @nowrap
+    def advance(self, *, step: int, state: TrainerState, position: Optional[dict[str, Any]]) -> None:
+        """Takes over the state after a dispatched step, and the position behind its batch."""
+        self.record(Event.START_STEP, step=step)
+        self._step = step
+        self._trainer_state = state
+        if self._position is not None:
+            self._position.advance(position)
+
+    @nowrap
+    def evaluate(self, name: str, *, train_summaries: dict[str, Any]) -> dict[str, Any]:
+        """Runs one evaler on the state of the current step."""
+        _, summaries, _ = self._evalers[name].eval_step(
+            self._step,
+            prng_key=as_key(self.trainer_state.prng_key),
+            model_params=self._eval_params(),
+            train_summaries=train_summaries,
+            force_run=True,
+        )
+        assert summaries is not None
+        return summaries
+
+    def _eval_params(self) -> NestedTensor:
+        """Returns the averaged parameters where the learner keeps them, else the parameters."""
+        learner_state = self.trainer_state.learner
+        return learner_state["ema"].ema if "ema" in learner_state else self.trainer_state.model
+
+    @nowrap
+    def save_is_due(self, *, evaler_summaries: dict[str, Any]) -> bool:
+        """Returns whether the checkpointer's policy asks for a save at the current step."""
+        return self.checkpointer.is_due(step=self._step, evaler_summaries=evaler_summaries)
+
+    @nowrap
+    def save(self, *, evaler_summaries: dict[str, Any]) -> None:
+        """Saves the state of the current step, whatever the policy says."""
+        state = self.trainer_state._asdict()
+        if self._position is not None:
+            state["input_iter"] = self._position
+        self.checkpointer.save(step=self._step, state=state, evaler_summaries=evaler_summaries, force=True)
+
+    @nowrap
+    def wait_until_saved(self) -> None:
+        """Returns when all saves are committed; raises what went wrong in one of them."""
+        self.checkpointer.wait_until_finished()
+
+    @nowrap
+    def log_config(self) -> None:
+        """Writes the config where the summaries are."""
+        self.summary_writer.log_config(self.config, step=self._step)
+
+    @nowrap
+    def note_peak(self, peak: Peak) -> None:
+        """Says once what the utilisation is measured against."""
+        if self._peak is None:
+            self._peak = peak
+            self.progress.message(f"MFU is of {peak.flops_per_second / 1e9:,.1f} GFLOP/s: {peak.source}.")
+
+
+def _context_of(context_manager: Any) -> contextlib.AbstractContextManager[Any]:
+    made = maybe_instantiate(context_manager)
+    return made() if callable(made) else made

@@ -1,0 +1,244 @@
+"""The command that starts runs: what it changes, writes, refuses, and with which status it ends."""
+
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from axlearn.common import launch
+from axlearn.common.config import UnknownConfigNameError, config_from_json
+from axlearn.common.launch_trainer import (
+    LaunchOptions,
+    get_trainer_config,
+    redacted,
+    redacted_overrides,
+    write_run_files,
+)
+from axlearn.common.trainer import read_metrics
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+RECIPE = "tests.common.trainer.tiny_recipe"
+
+# Runs the command once per case, in one process, and prints status and standard error of each.
+_DRIVER = """
+import contextlib, io, json, sys
+from absl import flags
+from axlearn.common import launch_trainer_main
+from axlearn.experiments import registry
+registry.RECIPE_MODULES = ("tests.common.trainer.tiny_recipe",)
+results = {}
+for name, arguments in json.loads(sys.argv[1]).items():
+    for flag in launch_trainer_main.FLAGS:
+        launch_trainer_main.FLAGS[flag].unparse()
+    launch_trainer_main.FLAGS.unparse_flags()
+    errors = io.StringIO()
+    with contextlib.redirect_stderr(errors), contextlib.redirect_stdout(io.StringIO()):
+        status = launch_trainer_main.main(["launch_trainer_main", *arguments])
+    results[name] = [status, errors.getvalue()]
+print(json.dumps(results))
+"""
+
+
+def _environment(**more: str) -> dict[str, str]:
+    env = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
+    return {**env, "PYTHONPATH": str(ROOT), **more}
+
+
+def test_each_mistake_is_a_short_message_and_a_status(tmp_path, golden):
+    (tmp_path / "broken_recipe.py").write_text("import no_such_library\n")
+    (tmp_path / "empty_recipe.py").write_text("")
+    (tmp_path / "file").write_text("")
+    run = f"--trainer_dir={tmp_path}/run"
+    cases = {
+        "an unknown flag": ["--config=tiny", "--trainer_prng_sed=3"],
+        "no config": [],
+        "a word too many": ["--config=tiny", "tiny"],
+        "steps that are no numbers": ["--config=tiny", "--trace_at_steps=1,x"],
+        "an unknown backend": ["--config=tiny", "--jax_backend=abacus"],
+        "an unknown config": ["--config=tinny", run],
+        "an unknown config of a module": ["--config=tinny", f"--module={RECIPE}", run],
+        "an unknown module": ["--config=tiny", "--module=no.such.recipe", run],
+        "a module that cannot be imported": ["--config=tiny", "--module=broken_recipe", run],
+        "a module without configs": ["--config=tiny", "--module=empty_recipe", run],
+        "a file where the run should be": ["--config=tiny", f"--trainer_dir={tmp_path}/file"],
+        "a place that cannot be written": ["--config=tiny", "--trainer_dir=/proc/run"],
+        "wrong overrides": ["--config=tiny", run, "--set=model.vocab=3", "--set=max_step=many", "--set=seed"],
+        "a mesh that does not divide": ["--config=tiny", run, "--set=mesh_shape=(4, 3)"],
+        "a machine without a rule": ["--config=tiny", run, "--mesh_selector=tpu-v5p-128"],
+        "an id outside the vocabulary": ["--config=tiny", run, "--set=input.vocab_size=2000"],
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", _DRIVER, json.dumps(cases)],
+        cwd=tmp_path,
+        env=_environment(
+            PYTHONPATH=f"{ROOT}{os.pathsep}{tmp_path}", XLA_FLAGS="--xla_force_host_platform_device_count=8"
+        ),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    results = json.loads(done.stdout)
+    text = "\n".join(
+        f"--- {name}: status {status}\n{error.strip()}" for name, (status, error) in results.items()
+    )
+    golden("errors/launch_trainer.txt", text.replace(str(tmp_path), "TMP").replace(str(ROOT), "ROOT") + "\n")
+    assert sorted(p.name for p in tmp_path.iterdir() if p.is_dir() and p.name != "__pycache__") == ["run"]
+
+
+def _command(run: pathlib.Path, config: str, *more: str) -> list[str]:
+    return [
+        *(sys.executable, "-m", "axlearn.common.launch_trainer_main"),
+        *(f"--module={RECIPE}", f"--config={config}", f"--trainer_dir={run}", *more),
+    ]
+
+
+def test_sigterm_saves_and_ends_with_143_and_the_next_start_continues(tmp_path):
+    run = tmp_path / "run"
+    process = subprocess.Popen(
+        _command(run, "tiny-long"),
+        cwd=tmp_path,
+        env=_environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    deadline = time.monotonic() + 120
+    while not (run / "metrics.jsonl").exists() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.05)
+    time.sleep(0.2)
+    process.send_signal(signal.SIGTERM)
+    out, errors = process.communicate(timeout=60)
+    assert process.returncode == 143, out + errors
+    (path,) = (run / "checkpoints").glob("step_????????")
+    step = int(path.name[5:])
+    assert errors.strip().splitlines()[-1] == f"Stopped by SIGTERM after step {step}, which is saved."
+    again = subprocess.run(
+        _command(run, "tiny-long", f"--set=max_step={step + 3}"),
+        cwd=tmp_path,
+        env=_environment(),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert again.returncode == 0, again.stderr
+    assert f"Continuing from step {step}." in again.stdout
+    assert [r["step"] for r in read_metrics(str(run / "metrics.jsonl")) if "loss" in r][-3:] == [
+        step + 1,
+        step + 2,
+        step + 3,
+    ]
+    overrides = json.loads((run / "overrides.json").read_text())
+    assert [(o["path"], o["new"]) for o in overrides] == [("max_step", step + 3)]
+    flags = json.loads((run / "launch_trainer_flags").read_text())
+    assert flags["config"] == "tiny-long"
+    assert "verbosity" not in flags  # Which is absl's, not ours.
+    assert f"max_step: {step + 3}" in (run / "trainer_config").read_text().splitlines()
+
+
+def _options(**fields) -> LaunchOptions:
+    return LaunchOptions(**{"config": "tiny", "module": RECIPE, **fields})
+
+
+def test_options_change_the_config_and_overrides_come_last():
+    launched = get_trainer_config(
+        _options(
+            trace_at_steps=[3],
+            n_steps_for_each_trace=2,
+            eval_trace_at_iters=[1],
+            log_every_n_steps=7,
+            watchdog_timeout_seconds=60,
+            vlog=1,
+            overrides=["log_every_n_steps=9", "learner.optimizer.learning_rate=1e-3"],
+        )
+    )
+    cfg = launched.trainer_config
+    assert cfg.dir == "runs/tiny"
+    assert (cfg.start_trace_steps, cfg.n_steps_for_each_trace) == ([3], 2)
+    assert cfg.evalers["heldout"].trace_at_iters == [1]
+    assert cfg.log_every_n_steps == 9
+    assert cfg.watchdog_timeout_seconds == 60
+    assert cfg.crash_on_hang_timeout_seconds is None
+    assert cfg.vlog == 1
+    assert cfg.learner.optimizer.learning_rate == 1e-3
+    assert tuple(cfg.mesh_shape) == (8, 1)
+    assert [o["path"] for o in launched.overrides] == ["log_every_n_steps", "learner.optimizer.learning_rate"]
+
+
+def test_a_name_that_no_recipe_has_is_answered_with_the_nearest():
+    with pytest.raises(UnknownConfigNameError, match="'tiny'"):
+        get_trainer_config(_options(config="tinny"))
+
+
+def test_the_files_of_a_run_say_what_it_is(tmp_path):
+    launched = get_trainer_config(_options(trainer_dir=str(tmp_path), overrides=["max_step=3"]))
+    assets = []
+    write_run_files(launched, flags={"set": ["max_step=3"]}, write_assets=assets.append)
+    cfg = launched.trainer_config
+    assert (tmp_path / "trainer_config").read_text() == cfg.debug_string()
+    text = (tmp_path / "trainer_config.json").read_text()
+    assert config_from_json(text, import_prefixes=("axlearn.", "tests.")) == cfg
+    assert assets == [str(tmp_path / "tokenizer")]
+
+
+def test_what_looks_like_a_secret_stays_out_of_the_files():
+    canary = "hf_abcdefghijklmnopqrstuvwx"
+    flags = {
+        "set": [f"input.hf_token={canary}", "model.eos_token_id=1", "password=x y"],
+        "data_dir": "https://me:hunter2@host/data",
+        "trainer_prng_seed": 3,
+        "mesh_selector": None,
+        "trainer_dir": "runs/token",
+    }
+    assert redacted(flags) == {
+        "set": ["<redacted>", "model.eos_token_id=1", "<redacted>"],
+        "data_dir": "<redacted>",
+        "trainer_prng_seed": 3,
+        "mesh_selector": None,
+        "trainer_dir": "runs/token",
+    }
+    override = {"path": "input.api_key", "old": None, "new": "x", "text": f"input.api_key={canary}"}
+    assert redacted_overrides([override]) == [
+        {"path": "input.api_key", "old": None, "new": "<redacted>", "text": "<redacted>"}
+    ]
+
+
+def test_a_backend_that_is_not_there_is_refused():
+    with pytest.raises(ValueError, match="'abacus' is not a backend"):
+        launch.setup(jax_backend="abacus")
+
+
+def test_a_compilation_cache_that_others_can_write_to_is_refused(tmp_path, monkeypatch):
+    (tmp_path / "jax").mkdir()
+    (tmp_path / "jax").chmod(0o777)
+    monkeypatch.setenv("AXLEARN_CACHE_DIR", str(tmp_path))
+    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
+    with pytest.raises(PermissionError, match="others may write to it"):
+        launch.setup()
+
+
+def test_a_checkout_without_links_is_told_in_one_sentence(tmp_path):
+    (tmp_path / "axlearn").mkdir()
+    for name in ("__init__.py", "common"):
+        os.symlink(ROOT / "axlearn" / name, tmp_path / "axlearn" / name)
+    # A zip download turns links into files that hold their targets.
+    (tmp_path / "axlearn" / "experiments").write_text("../experiments")
+    code = (
+        "import axlearn, sys\n"
+        f"axlearn.__file__ = {str(tmp_path / 'axlearn' / '__init__.py')!r}\n"
+        "from axlearn.common import launch_trainer_main\n"
+        "sys.exit(launch_trainer_main.main(['x', '--config=tiny']))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=_environment(), capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[0] == (
+        f"{tmp_path}/axlearn/experiments is not a folder: this checkout lost its links, as a zip "
+        "download does. Use `git clone`, or make it a link to ../experiments."
+    )
