@@ -2,10 +2,11 @@
 
     .venv/bin/python scripts/xla_hsdp_repro.py
 
-On a CPU mesh (data 2, fsdp 2, model 2), jax 0.10.2 and 0.12.0.1 give a product that is wrong by O(1) when rows are split
-over (data, fsdp), the weight over (model, fsdp), and the result is asked for in rows over (data, fsdp) and columns over model:
-a collective permute of the partitioner is never undone (seen 2026-11-20). `axlearn.common.layers.gather_weight` avoids the
-layout by gathering the weight first, as the second line shows. When both lines print an error near 1e-6, it can go.
+On a CPU mesh (data 2, fsdp 2, model 2), jax 0.10.2 and 0.12.0.1 give a product that is wrong by O(1) when rows
+are split over (data, fsdp), the weight over (model, fsdp), and the result is asked for in rows over (data, fsdp)
+and columns over model: a collective permute of the partitioner is never undone (seen 2026-11-20).
+`axlearn.common.layers.gather_weight` avoids the layout by gathering the weight first, as the second line shows.
+When both lines print an error near 1e-6, it can go.
 """
 
 import os

@@ -260,7 +260,7 @@ class DefaultInitializer(Initializer):
 
         # Regular expressions of whole parameter names, the first that matches wins. Behind them stand the
         # defaults: biases 0, scales 1, weights Xavier uniform.
-        init_by_param_name: dict[str, Initializer.Config] = {}  # noqa: RUF012
+        init_by_param_name: dict[str, Initializer.Config] = {}
 
     def __init__(self, cfg: "DefaultInitializer.Config"):
         super().__init__(cfg)

@@ -39,10 +39,10 @@ def _environment(work: pathlib.Path) -> dict[str, str]:
 
 def _write_text(folder: pathlib.Path) -> None:
     """Forty small documents, the same on every machine."""
-    words = random.Random(7)
+    rng, words = random.Random(7), ["def", "return", "self", "value", "for", "in", "if", "x", "y", "z"]
     folder.mkdir(parents=True)
     for i in range(40):
-        lines = [" ".join(words.choices("def return self value for in if x y z".split(), k=8)) for _ in range(12)]
+        lines = [" ".join(rng.choices(words, k=8)) for _ in range(12)]
         (folder / f"doc_{i:02d}.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
@@ -104,7 +104,9 @@ def _kill_once(run: pathlib.Path, env: dict[str, str], rng: random.Random, in_sa
 
 def _checkpoint_content(run: pathlib.Path, step: int) -> dict[str, str]:
     """Digests of all files of one step, by path, as its manifest states and its files hold them."""
-    manifest = json.loads((run / "checkpoints" / f"step_{step:08d}" / "MANIFEST.json").read_text(encoding="utf-8"))
+    manifest = json.loads(
+        (run / "checkpoints" / f"step_{step:08d}" / "MANIFEST.json").read_text(encoding="utf-8")
+    )
     return {name: entry["sha256"] for name, entry in manifest["files"].items()}
 
 

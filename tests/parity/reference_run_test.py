@@ -10,8 +10,8 @@ import jax
 import numpy as np
 import pytest
 
-from axlearn.common.optimizer_base import make_opt_params
 from axlearn.common.module import functional
+from axlearn.common.optimizer_base import make_opt_params
 from axlearn.common.trainer import TrainerState
 from axlearn.common.trainer._step import as_cast_fns, train_step
 from axlearn.common.utils import flatten_items
@@ -73,7 +73,9 @@ def test_losses_agree_to_a_millionth(reference, three_steps):
 def test_parameters_agree(reference, three_steps):
     state, _ = three_steps
     theirs = reference.arrays(step=3, prefix="model/")
-    errors = np.concatenate([np.abs(value - theirs[path]).ravel() for path, value in flatten_items(state.model)])
+    errors = np.concatenate(
+        [np.abs(value - theirs[path]).ravel() for path, value in flatten_items(state.model)]
+    )
     assert errors.size == 217_664
     assert errors.max() <= 2e-5
     assert np.mean(errors <= 1e-6) >= 0.9999
@@ -89,7 +91,9 @@ def test_moments_and_counts_agree(reference, three_steps):
         if path.endswith("count"):
             assert ours[path] == value == 3
         else:
-            np.testing.assert_allclose(ours[path], value, rtol=0, atol=1e-5 * np.abs(value).max(), err_msg=path)
+            np.testing.assert_allclose(
+                ours[path], value, rtol=0, atol=1e-5 * np.abs(value).max(), err_msg=path
+            )
 
 
 def test_the_key_of_the_next_step_agrees(reference, three_steps):

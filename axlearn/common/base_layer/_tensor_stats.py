@@ -51,7 +51,7 @@ class CompositeTensorStats(TensorStats):
         """Configures CompositeTensorStats."""
 
         # The statistics by name.
-        tensor_stats: dict[str, TensorStats.Config] = {}  # noqa: RUF012
+        tensor_stats: dict[str, TensorStats.Config] = {}
         # Whether the names of this dict are left out of the names of summaries.
         inline_child_summaries: bool = False
 
@@ -71,7 +71,7 @@ class DefaultTensorStats(CompositeTensorStats):
     class Config(CompositeTensorStats.Config):
         """Configures DefaultTensorStats."""
 
-        tensor_stats: dict[str, TensorStats.Config] = {  # noqa: RUF012
+        tensor_stats: dict[str, TensorStats.Config] = {
             "norm": TensorRMSNorm.default_config(),
             "max": TensorMaxAbs.default_config(),
         }

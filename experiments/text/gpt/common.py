@@ -1,4 +1,4 @@
-"""What recipes for decoder-only language models share: the mesh axes, the layer stack, the learner, the trainer's frame.
+"""What recipes for decoder-only language models share: mesh axes, layer stack, learner, the trainer's frame.
 
 Each function returns a general config that holds what it was told and nothing about a model family; the facts of
 a family stand in its own module, such as `fuji`.

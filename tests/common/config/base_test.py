@@ -62,7 +62,7 @@ class Inner(ConfigBase):
 @config_class
 class Outer(ConfigBase):
     inner: Inner = Inner()
-    parts: list[Any] = []  # noqa: RUF012
+    parts: list[Any] = []
     name: Optional[str] = None
     size: Required[int] = REQUIRED
 

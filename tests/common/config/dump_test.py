@@ -69,7 +69,7 @@ class WeightInitializer(Configurable):
 class DefaultInitializer(Configurable):
     @config_class
     class Config(Configurable.Config):
-        init_by_param_name: dict[str, InstantiableConfig] = {}  # noqa: RUF012
+        init_by_param_name: dict[str, InstantiableConfig] = {}
 
 
 class RMSNorm(Configurable):

@@ -67,7 +67,7 @@ class Layer(Configurable):
         limits: Optional[tuple[float, ...]] = None
         scale: Union[int, float, None] = 1
         hidden: ConfigOr[int] = 4
-        extra: dict[Any, Any] = {}  # noqa: RUF012
+        extra: dict[Any, Any] = {}
         pair: Any = Pair(1, "x")
         activation: Any = print
         layer: Optional[InstantiableConfig] = None

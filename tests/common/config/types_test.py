@@ -128,7 +128,7 @@ def test_values_are_accepted_as_annotations_say(annotation, good, bad):
 def test_a_default_of_the_wrong_type_is_refused_when_the_first_config_is_made():
     @config_class
     class Bad(ConfigBase):
-        names: list[str] = ["a", 1]  # noqa: RUF012
+        names: list[str] = ["a", 1]
 
     with pytest.raises(InvalidConfigValueError, match=r"default names\[1\]=1 \(int\)"):
         Bad()

@@ -30,7 +30,7 @@ class Scanned(Module):
 
     @config_class
     class Config(Module.Config):
-        scan_kwargs: dict = {}  # noqa: RUF012
+        scan_kwargs: dict = {}
 
     def __init__(self, cfg, *, parent):
         super().__init__(cfg, parent=parent)
