@@ -3,7 +3,7 @@
     python benchmarks/input_benchmark.py
 
 The reference in the same run is the made-up input, which only draws random numbers: it bounds from above what
-any reading input can do through the same iterator.
+any reading input can do through the same iterator. Results are kept in `input_benchmark.md`.
 """
 
 import argparse
@@ -79,7 +79,6 @@ def first_batch_ms(module: input_base.Input, *, step: int) -> float:
 
 
 def main() -> None:
-    """Prints the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--batch_size", type=int, default=8)
     parser.add_argument("--seq_len", type=int, default=256)

@@ -43,7 +43,7 @@ def find_trainer_config(config_name: str, *, module: Optional[str] = None) -> Tr
             where="--config",
             what=f"no recipe is called {config_name!r}",
             nearest=nearest_names(config_name, names),
-            advice=f"{len(names)} are in {', '.join(RECIPE_MODULES)}; --module=MODULE names another place.",
+            advice=f"Configs: {', '.join(sorted(names))}. --module=MODULE names another place to look in.",
         )
     )
 

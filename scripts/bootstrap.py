@@ -6,6 +6,8 @@ It needs nothing but Python's standard library, and is written so that even a Py
 read it far enough to say so. What is already installed from the same pins is left as it is.
 """
 
+from __future__ import print_function
+
 import hashlib
 import os
 import subprocess
@@ -67,8 +69,8 @@ def install(root, kind):
                 return
     print("Installing %s (about a minute on a first run)" % os.path.relpath(pins, root), flush=True)
     pip = [python, "-m", "pip", "--disable-pip-version-check", "install", "--quiet"]
-    subprocess.check_call([*pip, "--require-hashes", "-r", pins])
-    subprocess.check_call([*pip, "--no-deps", "--no-build-isolation", "-e", root])
+    subprocess.check_call(pip + ["--require-hashes", "-r", pins])
+    subprocess.check_call(pip + ["--no-deps", "--no-build-isolation", "-e", root])
     with open(stamp, "w") as f:
         f.write(want)
 

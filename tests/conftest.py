@@ -14,6 +14,9 @@ _FLAGS = (
 )
 os.environ["XLA_FLAGS"] = " ".join([*_FLAGS, os.environ.get("XLA_FLAGS", "")]).strip()
 os.environ["JAX_PLATFORMS"] = "cpu"
+# XLA's CPU collectives block threads of a pool as large as the number of devices; with no more threads than that,
+# two collectives in flight can wait for each other for ever. See axlearn.common.launch.
+os.environ.setdefault("NPROC", "64")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 REPO_ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -58,6 +61,16 @@ def pytest_addoption(parser):
 def shared_dir() -> pathlib.Path | None:
     """The reference material beside the checkout, or None where it is not there."""
     return SHARED if SHARED.is_dir() else None
+
+
+@pytest.fixture(scope="session")
+def reference_dump() -> list[str]:
+    """The lines of the reference's fuji-test-v1 that do not depend on data.
+
+    They are read from our own golden file, whose sum `fuji_test.py` ties to the reference's text.
+    """
+    path = REPO_ROOT / "tests" / "golden" / "fuji-test-v1.without-data.txt"
+    return path.read_text(encoding="utf-8").splitlines()
 
 
 @pytest.fixture

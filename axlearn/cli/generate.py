@@ -13,10 +13,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from axlearn.cli._run_files import read_config
 from axlearn.common import launch
 from axlearn.common.causal_lm import Model
 from axlearn.common.checkpointer import load_checkpoint
-from axlearn.common.config import ConfigBase, InstantiableConfig, config_from_json, error_message
+from axlearn.common.config import ConfigBase, InstantiableConfig, error_message
 from axlearn.common.decoding import (
     CompositeDecodingCondition,
     SampleOutputs,
@@ -28,7 +29,6 @@ from axlearn.common.module import functional
 from axlearn.common.utils import NestedTensor, Tensor, build_mesh, use_mesh
 from axlearn.common.vocabulary import Vocabulary, load_vocabulary
 
-_CONFIG = "trainer_config.json"
 # What inputs call the number of tokens of a row.
 _ROW_LEN_FIELDS = ("max_sequence_length", "source_length")
 # Prompts and rows are padded to multiples of this, so that one compiled program serves many lengths.
@@ -49,7 +49,7 @@ def main(argv: Sequence[str]) -> int:
         RuntimeError: If no checkpoint is what was written.
     """
     args = _parse(argv)
-    cfg = _read_config(args.run)
+    cfg = read_config(args.run)
     modifier = chain(scale_by(args.temperature), top_p_logits(args.top_p))
     launch.setup()
     vocab = load_vocabulary(os.path.join(args.run, "tokenizer"))
@@ -103,23 +103,6 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
                 )
             )
     return args
-
-
-def _read_config(run: str) -> InstantiableConfig:
-    """The trainer config that the run wrote when it began."""
-    path = os.path.join(run, _CONFIG)
-    if not os.path.isfile(path):
-        missing = f"there is no {_CONFIG}" if os.path.isdir(run) else "there is no such folder"
-        raise ValueError(
-            error_message(
-                where=run,
-                what=missing,
-                expected="the directory of a run that has begun",
-                advice="Start one with `python -m axlearn.common.launch_trainer_main --config=NAME`.",
-            )
-        )
-    with open(path, encoding="utf-8") as f:
-        return config_from_json(f.read())
 
 
 def _check_vocabulary(vocab: Vocabulary, *, model: Model, run: str) -> None:

@@ -1,21 +1,20 @@
-"""The `axlearn` command: finds the verb's file and runs it; `axlearn --help` loads the standard library only.
+"""The `axlearn` command: finds the verb's file and runs it; `axlearn --help` loads no jax and no numpy.
 
 A verb is a public module in this folder with a function `main(argv: Sequence[str]) -> int` that returns the
-exit status. The first line of its docstring is its line in the help. Users' mistakes are raised as
-ValueError, TypeError or OSError, and become one short message and status 2; what went wrong while running is
-raised as RuntimeError, and becomes a message and status 1. AXLEARN_TRACEBACK=1 in the environment keeps the
-tracebacks.
+exit status. The first line of its docstring is its line in the help. An error that a user can act on (see
+`axlearn.common.user_errors`) becomes a short message: status 1 for a RuntimeError, which is what went wrong while
+running, and 2 for all others, which are mistakes in what was given. Anything else keeps its traceback.
 """
 
 import ast
 import difflib
 import importlib
-import os
 import pathlib
 import sys
 from collections.abc import Sequence
 
-TRACEBACK_VARIABLE = "AXLEARN_TRACEBACK"
+from axlearn.common.user_errors import TRACEBACK_VARIABLE, error_text, is_for_users
+
 # What the shell's own conventions and argparse use for a command line that makes no sense.
 BAD_INPUT_STATUS = 2
 FAILED_STATUS = 1
@@ -76,16 +75,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         return int(importlib.import_module(f"axlearn.cli.{verb}").main(arguments[1:]))
     except KeyboardInterrupt:
         return INTERRUPTED_STATUS
-    except (ValueError, TypeError, OSError, RuntimeError) as e:
-        if os.environ.get(TRACEBACK_VARIABLE):
+    except Exception as e:
+        if not is_for_users(e):
             raise
-        print(f"axlearn {verb}: {_message(e)}", file=sys.stderr)
+        print(f"axlearn {verb}: {error_text(e)}", file=sys.stderr)
         return FAILED_STATUS if isinstance(e, RuntimeError) else BAD_INPUT_STATUS
-
-
-def _message(e: BaseException) -> str:
-    """The text of an error, with its notes."""
-    return "\n".join([str(e) or type(e).__name__, *getattr(e, "__notes__", ())])
 
 
 if __name__ == "__main__":

@@ -5,13 +5,13 @@ import os
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple, Optional
 
+from axlearn.cli._run_files import path_of, read_config
 from axlearn.common.checkpointer import checkpoint_steps
-from axlearn.common.config import InstantiableConfig, config_from_json, error_message
+from axlearn.common.config import InstantiableConfig, error_message
 from axlearn.common.ngram_baseline import NgramBaselines, unigram_bigram_baselines
 from axlearn.common.trainer import read_metrics
 
 _METRICS = "metrics.jsonl"
-_CONFIG = "trainer_config.json"
 
 
 class HeldOutEval(NamedTuple):
@@ -45,7 +45,7 @@ def main(argv: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="axlearn report", description=__doc__)
     parser.add_argument("run", metavar="RUN", help="the run directory, such as runs/fuji-tiny")
     run = parser.parse_args(argv).run
-    cfg = _read_config(run)
+    cfg = read_config(run)
     print(report(run, cfg=cfg))
     return 0
 
@@ -57,7 +57,7 @@ def report(run: str, *, cfg: InstantiableConfig) -> str:
         run: The run directory.
         cfg: Its trainer config.
     """
-    evaluation = last_held_out_eval(read_metrics(_file_of(run, _METRICS)), cfg=cfg)
+    evaluation = last_held_out_eval(read_metrics(path_of(run, _METRICS)), cfg=cfg)
     baselines = compute_baselines(cfg, evaler=evaluation.name)
     summaries = os.path.join(run, "summaries")
     lines = [
@@ -163,22 +163,3 @@ def _checkpoints_text(folder: str) -> str:
     if not steps:
         return f"{folder}    (none yet)"
     return f"{folder}    (steps {', '.join(str(step) for step in sorted(steps))})"
-
-
-def _read_config(run: str) -> InstantiableConfig:
-    with open(_file_of(run, _CONFIG), encoding="utf-8") as f:
-        return config_from_json(f.read())
-
-
-def _file_of(run: str, name: str) -> str:
-    path = os.path.join(run, name)
-    if not os.path.isfile(path):
-        raise ValueError(
-            error_message(
-                where=run,
-                what=f"there is no {name}",
-                expected="the directory of a run that has begun",
-                advice="Start one with `python -m axlearn.common.launch_trainer_main --config=NAME`.",
-            )
-        )
-    return path

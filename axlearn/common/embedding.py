@@ -23,10 +23,11 @@ class TransformerTextEmbeddings(BaseLayer):
         vocab_size: Required[int] = REQUIRED
         # The embedding of token ids.
         token_emb: BaseLayer.Config = Embedding.default_config()
-        # The embedding of positions: an `Embedding` whose `num_embeddings` is the longest sequence. None:
-        # none.
+        # The embedding of positions: an `Embedding` whose `num_embeddings` is the length of the longest
+        # sequence. None: positions are not embedded.
         pos_emb: Optional[BaseLayer.Config] = None
-        # The embedding of token types: an `Embedding` whose `num_embeddings` is their number. None: none.
+        # The embedding of token types: an `Embedding` whose `num_embeddings` is their number. None: there are
+        # no types.
         type_emb: Optional[BaseLayer.Config] = None
         # Dropout of the sum.
         dropout: BaseLayer.Config = Dropout.default_config()

@@ -15,6 +15,7 @@ from axlearn.common.config import (
     Required,
     config_class,
     config_for_function,
+    error_message,
     maybe_instantiate,
 )
 from axlearn.common.metrics import MetricAccumulator
@@ -50,7 +51,7 @@ def every_n_steps_policy(n: int = 1, *, min_step: int = 1, max_step: Optional[in
         ValueError: If `n` is below 1.
     """
     if n < 1:
-        raise ValueError(f"every_n_steps_policy: n={n}. Expected at least 1.")
+        raise ValueError(error_message(where="every_n_steps_policy", what=f"n={n}", expected="at least 1"))
 
     def policy(*, step: int, train_summaries: Optional[dict[str, Any]] = None) -> bool:
         del train_summaries
@@ -68,10 +69,12 @@ class BaseMetricCalculator(Module):
         eval_dtype: Optional[Any] = None
 
     def __init__(self, cfg: Config, *, parent: Optional[Module], model: Module):
-        """Args:
-        cfg: The config.
-        parent: The evaler.
-        model: The model, a child of the trainer.
+        """Remembers the model; it is no child, because the trainer owns it.
+
+        Args:
+            cfg: The config.
+            parent: The evaler.
+            model: The model, a child of the trainer.
         """
         super().__init__(cfg, parent=parent)
         self._model = model
@@ -173,10 +176,12 @@ class SpmdEvaler(Module):
         metric_calculator: BaseMetricCalculator.Config = ModelSummaryAccumulator.default_config()
 
     def __init__(self, cfg: Config, *, parent: Optional[Module], model: Module):
-        """Args:
-        cfg: The config.
-        parent: The trainer.
-        model: The model to evaluate.
+        """Builds the input and what is computed; touches no file.
+
+        Args:
+            cfg: The config.
+            parent: The trainer.
+            model: The model to evaluate.
         """
         super().__init__(cfg, parent=parent)
         self._model = model
@@ -225,7 +230,13 @@ class SpmdEvaler(Module):
         start = time.perf_counter()
         outputs = self._evaluate_batches(step, prng_key=prng_key, model_params=model_params)
         if not outputs:
-            raise ValueError(f"{self.path()}.input: has no batches. Expected at least one to evaluate on.")
+            raise ValueError(
+                error_message(
+                    where=f"{self.path()}.input",
+                    what="has no batches",
+                    expected="at least one to evaluate on",
+                )
+            )
         summaries = self.metric_calculator.summarize(jax.device_get(outputs))
         summaries["eval_time_secs"] = time.perf_counter() - start
         self.summary_writer(step, summaries)

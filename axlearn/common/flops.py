@@ -52,28 +52,30 @@ class _Peak(NamedTuple):
 
 
 # Matched against the device kind in lower case, in this order; the first whose words are all in it wins.
-# Dense rates, without structured sparsity. "float32" is TensorFloat-32 on NVIDIA, which is what jax's default
-# precision uses there.
-_PEAKS: tuple[tuple[tuple[str, ...], _Peak], ...] = (
-    # https://docs.cloud.google.com/tpu/docs/v4 , .../v5e , .../v5p , .../v6e , .../tpu7x (read in 2025). v4
-    # and later show a chip as one device, except 7x, which shows two for a chip of 2307 TFLOP/s; so do v2 and
-    # v3 (46 and 123).
+# Dense rates, without structured sparsity: half of what a data sheet states with it. "float32" is
+# TensorFloat-32 on NVIDIA, which is what jax's default precision uses there.
+_PEAKS: tuple[tuple[tuple[str, ...], _Peak | None], ...] = (
+    # https://docs.cloud.google.com/tpu/docs/v3 , .../v4 , .../v5e , .../v5p , .../v6e , .../tpu7x (2025) state
+    # the rate of a chip. A chip is one device to jax, except for v3 and 7x, where it is two.
     (("tpu7x",), _Peak(2307e12 / 2)),
     (("tpu v6",), _Peak(918e12)),
     (("tpu v5", "lite"), _Peak(197e12)),
     (("tpu v5e",), _Peak(197e12)),
     (("tpu v5",), _Peak(459e12)),
-    (("tpu v4", "lite"), _Peak(138e12)),
+    # Not v4 lite, which is another chip.
+    (("tpu v4", "lite"), None),
     (("tpu v4",), _Peak(275e12)),
     (("tpu v3",), _Peak(123e12 / 2)),
-    (("tpu v2",), _Peak(46e12 / 2)),
-    # NVIDIA's data sheets: "GB200 NVL72", "HGX B200", "H200" (also of GH200), "H100", "A100", "L40S", "L4",
-    # each halved where the sheet's number is with sparsity.
+    # A slice of a GPU has a fraction of its rate.
+    ((" mig ",), None),
+    # NVIDIA's data sheets: "GB200 NVL72", "HGX B200", "H200" (SXM, also of GH200, and NVL), "H100" (PCIe, NVL),
+    # "A100", "L40S"; for the H100 SXM the H100 architecture white paper, which states the dense rate in full.
     (("gb200",), _Peak(2500e12, 1250e12)),
     (("b200",), _Peak(2250e12, 1125e12)),
+    (("h200", "nvl"), _Peak(835.5e12, 417.5e12)),
     (("h200",), _Peak(989.4e12, 494.7e12)),
     (("h100", "pcie"), _Peak(756e12, 378e12)),
-    (("h100", "nvl"), _Peak(835e12, 417.5e12)),
+    (("h100", "nvl"), _Peak(835.5e12, 417.5e12)),
     (("h100",), _Peak(989.4e12, 494.7e12)),
     (("a100",), _Peak(312e12, 156e12)),
     (("l40s",), _Peak(362e12, 183e12)),
@@ -94,6 +96,8 @@ def peak_flops(device_kind: str, dtype: str = "bfloat16") -> float | None:
     kind = device_kind.lower()
     for words, peak in _PEAKS:
         if all(word in kind for word in words):
+            if peak is None:
+                return None
             if dtype in ("bfloat16", "float16"):
                 return peak.bfloat16
             return peak.float32 if dtype == "float32" else None

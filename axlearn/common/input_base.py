@@ -23,6 +23,19 @@ Batch = dict[str, np.ndarray]
 BatchPartitioner = Callable[[Nested[Tensor]], Nested[Tensor]]
 
 
+def lm_element_spec(shape: tuple[int, ...]) -> dict[str, TensorSpec]:
+    """Returns shape and dtype of each array of a language model's batch, or of one row of it.
+
+    Args:
+        shape: (batch_size, seq_len) of a batch, (seq_len,) of a row.
+    """
+    keys = ("input_ids", "target_labels", "input_segment_ids", "input_positions")
+    return {
+        **dict.fromkeys(keys, TensorSpec(shape=shape, dtype=np.int32)),
+        "target_num_bytes": TensorSpec(shape=shape[:-1], dtype=np.int32),
+    }
+
+
 class PathAndRank(NamedTuple):
     """Which leaves of a batch a partition rule is for. A plain tuple of the two does as well."""
 
@@ -130,7 +143,8 @@ class DataIterator:
         Raises:
             ValueError: If the position is of other data than these, naming what differs, or is no position.
         """
-        next_step, fingerprint = state.get("next_step"), state.get("fingerprint")
+        fields = state if isinstance(state, Mapping) else {}
+        next_step, fingerprint = fields.get("next_step"), fields.get("fingerprint")
         if (
             not isinstance(next_step, int)
             or isinstance(next_step, bool)
@@ -140,7 +154,7 @@ class DataIterator:
             raise ValueError(
                 error_message(
                     where="input_iter",
-                    what=f"{dict(state)!r} is not a position in the data",
+                    what=f"{state!r} is not a position in the data",
                     expected='{"next_step": N, "fingerprint": {...}} with N >= 0',
                 )
             )
@@ -195,7 +209,9 @@ class Input(Module):
     @property
     def partition_spec(self) -> PartitionSpec:
         """How batches lie on the mesh of the current thread when they come from the host."""
-        return self.config.partition_spec or input_partition_spec()
+        spec = self.config.partition_spec
+        # An empty spec, for whole batches on every device, is false as a truth value.
+        return input_partition_spec() if spec is None else spec
 
     @nowrap
     def batches(self) -> DataIterator:

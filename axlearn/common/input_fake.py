@@ -7,7 +7,7 @@ import numpy as np
 
 from axlearn.common import input_base
 from axlearn.common.config import REQUIRED, Required, config_class
-from axlearn.common.input_base import Batch, DataIterator, Feed
+from axlearn.common.input_base import Batch, DataIterator, Feed, lm_element_spec
 from axlearn.common.module import nowrap
 from axlearn.common.utils import TensorSpec
 
@@ -100,7 +100,4 @@ class FakeLmInput(input_base.Input):
     @nowrap
     def element_spec(self) -> dict[str, TensorSpec]:
         cfg = self.config
-        row = TensorSpec(shape=(cfg.global_batch_size, cfg.source_length), dtype=np.int32)
-        keys = ("input_ids", "target_labels", "input_segment_ids", "input_positions")
-        num_bytes = TensorSpec(shape=(cfg.global_batch_size,), dtype=np.int32)
-        return {**dict.fromkeys(keys, row), "target_num_bytes": num_bytes}
+        return lm_element_spec((cfg.global_batch_size, cfg.source_length))

@@ -16,7 +16,8 @@ from axlearn.common.config import (
     config_class,
     error_message,
 )
-from axlearn.common.lm_packing import IGNORED_LABEL, PackedDocuments, PackedEpoch
+from axlearn.common.input_base import lm_element_spec
+from axlearn.common.lm_packing import PackedDocuments, PackedEpoch
 from axlearn.common.text_corpus import Split, TextCorpus, open_token_cache
 from axlearn.common.utils import TensorSpec
 from axlearn.common.vocabulary import Vocabulary
@@ -146,20 +147,11 @@ class PackedTextSource(Configurable):
 
     def dead_example(self) -> dict[str, np.ndarray]:
         """Returns a row of padding, without any target."""
-        length = self.config.max_sequence_length
-        return {
-            "input_ids": np.full([length], self._data.vocab.pad_id, dtype=np.int32),
-            "target_labels": np.full([length], IGNORED_LABEL, dtype=np.int32),
-            "input_segment_ids": np.zeros([length], dtype=np.int32),
-            "input_positions": np.zeros([length], dtype=np.int32),
-            "target_num_bytes": np.zeros([], dtype=np.int32),
-        }
+        return self._data.documents.row([])._asdict()
 
     def element_spec(self) -> dict[str, TensorSpec]:
         """Returns shape and dtype of each array of a row, without reading data."""
-        row = TensorSpec(shape=(self.config.max_sequence_length,), dtype=np.int32)
-        keys = ("input_ids", "target_labels", "input_segment_ids", "input_positions")
-        return {**dict.fromkeys(keys, row), "target_num_bytes": TensorSpec(shape=(), dtype=np.int32)}
+        return lm_element_spec((self.config.max_sequence_length,))
 
     def fingerprint(self) -> dict[str, Union[str, int, float, None]]:
         """Returns what the rows and their order are a function of."""

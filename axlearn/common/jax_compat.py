@@ -29,16 +29,12 @@ def auto_mesh(devices: np.ndarray, axis_names: Sequence[str]) -> Mesh:
 
 
 def set_mesh(mesh: Mesh) -> contextlib.AbstractContextManager[Any]:
-    """A context manager that makes `mesh` the mesh of the current thread; it may not be entered inside a
-    trace.
-    """
+    """Makes `mesh` the mesh of the current thread inside a `with` block; not to be entered inside a trace."""
     return jax.set_mesh(mesh)
 
 
 def get_mesh() -> Mesh | AbstractMesh | None:
-    """The mesh of the current thread: the concrete one outside of `jit`, its abstract form inside; None
-    without one.
-    """
+    """The mesh of the current thread, or None; inside of `jit`, its abstract form."""
     abstract_mesh = jax.sharding.get_abstract_mesh()
     if abstract_mesh.empty:
         return None

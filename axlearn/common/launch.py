@@ -3,16 +3,21 @@
 Importing this loads jax; calling `setup` before any array exists is what matters.
 """
 
+import logging
 import os
+import re
 from typing import Optional
 
 import jax
+from absl import logging as absl_logging
 
+import axlearn
 from axlearn.common.config import error_message
 from axlearn.common.file_system import cache_dir
 
 # What users call a backend, and what the devices of it call their platform.
 BACKENDS = ("cpu", "gpu", "tpu")
+_ROOT = os.path.join(os.path.dirname(os.path.abspath(axlearn.__file__)), "")
 
 
 def setup(*, jax_backend: Optional[str] = None, data_dir: Optional[str] = None) -> None:
@@ -43,10 +48,37 @@ def setup(*, jax_backend: Optional[str] = None, data_dir: Optional[str] = None) 
         )
     if data_dir is not None:
         os.environ["DATA_DIR"] = data_dir
+    _widen_thread_pool_of_fake_devices()
     jax.config.update("jax_threefry_partitionable", True)
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         _use_compilation_cache(str(cache_dir() / "jax"))
     _check_backend(jax_backend)
+
+
+def set_up_logging() -> None:
+    """Sends what this package logs to standard error, with the time in front as progress lines have it.
+
+    Of other packages only warnings are shown. A process that has set up its logging already keeps it.
+    """
+    # `Module.vlog` logs through absl, whose default drops what is no warning.
+    absl_logging.set_verbosity(absl_logging.INFO)
+    handler = logging.StreamHandler()
+    handler.addFilter(lambda record: record.levelno >= logging.WARNING or record.pathname.startswith(_ROOT))
+    logging.basicConfig(
+        level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%Y-%m-%d %H:%M:%S", handlers=[handler]
+    )
+
+
+def _widen_thread_pool_of_fake_devices() -> None:
+    """Keeps several CPU devices of one process from waiting for each other for ever.
+
+    XLA's CPU collectives block threads of a pool as large as the number of cores or of devices, whichever is more.
+    With as many cores as devices, one device can wait in one collective and another in the next (seen with two
+    and two, jax 0.10.2). The size is read when the backend starts.
+    """
+    match = re.search(r"xla_force_host_platform_device_count=(\d+)", os.environ.get("XLA_FLAGS", ""))
+    if match:
+        os.environ.setdefault("NPROC", str(8 * int(match.group(1))))
 
 
 def _use_compilation_cache(path: str) -> None:

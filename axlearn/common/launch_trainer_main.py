@@ -2,23 +2,26 @@
 
 The recipe is found by its name; the run goes to runs/NAME unless --trainer_dir says otherwise, and continues
 there when it is started again. Exit statuses: 0 done; 1 an error in the run; 2 the command line or the config
-was refused and nothing was touched; 143 (130) stopped by SIGTERM (SIGINT) after a save.
+was refused and nothing was touched; 143 (130) stopped by SIGTERM (SIGINT) after a save. AXLEARN_TRACEBACK=1 in
+the environment shows where an error was raised.
 """
 
+import contextlib
 import os
+import signal
 import sys
-import sysconfig
-import traceback
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from absl import flags
 
 import axlearn
-from axlearn.common.config import UnknownConfigNameError, UnknownFieldError
 from axlearn.common.run_dir import check_run_dir, default_run_dir
+from axlearn.common.user_errors import error_text, is_for_users
 
 FLAGS = flags.FLAGS
+# `launch.BACKENDS`, which would load jax.
 _BACKENDS = ("cpu", "gpu", "tpu")
 
 _CONFIG = flags.DEFINE_string("config", None, "The name of the trainer config, such as fuji-tiny.")
@@ -91,7 +94,26 @@ def main(argv: Sequence[str]) -> int:
         check_run_dir(_TRAINER_DIR.value or default_run_dir(str(_CONFIG.value)))
     except (flags.Error, OSError) as e:
         return _refuse(e)
-    return _launch(_load_library())
+    with _interrupts_end_the_process():
+        return _launch(_load_library())
+
+
+@contextlib.contextmanager
+def _interrupts_end_the_process() -> Iterator[None]:
+    """A context in which Ctrl-C ends the process at once and silently.
+
+    Until the trainer listens to signals nothing is written that could be left half done. A KeyboardInterrupt in
+    the middle of an import, on the other hand, prints pages, or gets lost in a library that catches everything.
+    """
+    is_default = signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    if not is_default or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def flags_module() -> str:
@@ -137,6 +159,7 @@ def _load_library() -> tuple[Any, Any]:
 
 def _launch(library: tuple[Any, Any]) -> int:
     launch, launch_trainer = library
+    launch.set_up_logging()
     try:
         launch.setup(jax_backend=_JAX_BACKEND.value, data_dir=_DATA_DIR.value)
         launched = launch_trainer.get_trainer_config(_options(launch_trainer))
@@ -152,13 +175,10 @@ def _launch(library: tuple[Any, Any]) -> int:
     except SystemExit as e:
         print(e, file=sys.stderr)
         return e.code if isinstance(e.code, int) else 1
-    except (ValueError, OSError) as e:
-        # Data that are not there, a checkpoint of another model: found out before the run wrote anything.
-        if not began:
-            return _refuse(e)
-        _print_error(e)
-        return 1
     except Exception as e:
+        # Data that are not there, a checkpoint of another model: found out before the run wrote anything.
+        if isinstance(e, (ValueError, OSError)) and not began:
+            return _refuse(e)
         _print_error(e)
         return 1
     return 0
@@ -191,45 +211,14 @@ def flag_values() -> dict[str, Any]:
 def _refuse(e: BaseException) -> int:
     _print_error(e)
     # What a user did not cause is no refusal of what the user asked for.
-    return 2 if _is_for_users(e) else 1
+    return 2 if isinstance(e, flags.Error) or is_for_users(e) else 1
 
 
 def _print_error(e: BaseException) -> None:
-    """Prints what a user can act on as a message, and everything else with its traceback."""
     if isinstance(e, flags.Error):
         print(f"launch_trainer_main: {e}", file=sys.stderr)
-        return
-    if not _is_for_users(e) or os.environ.get("AXLEARN_TRACEBACK") == "1" or _VLOG.value is not None:
-        traceback.print_exception(e)
-        return
-    text = str(e)
-    if isinstance(e, ImportError):
-        text = f"{type(e).__name__}: {text}{_where_imported(e)}"
-    print("\n".join([text, *getattr(e, "__notes__", ())]), file=sys.stderr)
-    print("(AXLEARN_TRACEBACK=1 shows where this was raised.)", file=sys.stderr)
-
-
-def _is_for_users(e: BaseException) -> bool:
-    """Returns whether an error is about what a user gave us, and not a fault of ours or of a library."""
-    if isinstance(e, (flags.Error, ImportError, UnknownFieldError, UnknownConfigNameError, OSError)):
-        return True
-    return isinstance(e, (ValueError, TypeError, RuntimeError)) and not _raised_in_a_library(e)
-
-
-def _raised_in_a_library(e: BaseException) -> bool:
-    """Returns whether an error comes out of code that is neither ours nor the user's."""
-    frames = traceback.extract_tb(e.__traceback__)
-    last = frames[-1].filename if frames else ""
-    return "site-packages" in last or last.startswith((sysconfig.get_path("stdlib"), "<frozen"))
-
-
-def _where_imported(e: ImportError) -> str:
-    frames = [f for f in traceback.extract_tb(e.__traceback__) if not f.filename.startswith("<frozen")]
-    frames = [f for f in frames if f"{os.sep}importlib{os.sep}" not in f.filename]
-    # The registry imports on the user's behalf: that is no place to look at.
-    if not frames or os.path.basename(frames[-1].filename) == "registry.py":
-        return ""
-    return f" (imported at {frames[-1].filename}:{frames[-1].lineno})"
+    else:
+        print(error_text(e, with_traceback=_VLOG.value is not None), file=sys.stderr)
 
 
 if __name__ == "__main__":

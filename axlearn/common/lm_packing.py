@@ -90,7 +90,8 @@ class PackedDocuments:
         """Returns the row made of pieces of documents.
 
         Args:
-            pieces: Of each piece: index of the document, its first target, the end of its targets.
+            pieces: Of each piece: index of the document, its first target, the end of its targets. None at
+                all: a row of padding.
         """
         input_ids = np.full([self.max_len], self._pad_id, dtype=np.int32)
         target_labels = np.full([self.max_len], IGNORED_LABEL, dtype=np.int32)

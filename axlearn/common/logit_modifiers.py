@@ -1,8 +1,9 @@
 """Functions from logits to logits that shape a sampling distribution: temperature, top-k, top-p.
 
 Each takes its settings and returns a function of `[..., vocab_size]` logits, so that
-`config_for_function(top_p_logits) .set(p=0.95)` is a config. Ids that are ruled out get `NEG_INF`, whose
-probability is 0 in every float type.
+`config_for_function(top_p_logits).set(p=0.95)` is a config. Ids that are ruled out get `NEG_INF`, the value
+of the attention masks, whose probability is 0 in every float type: it is far below any logit and far above
+the least float32 and bfloat16, so that it survives a shift or a scale by a temperature.
 """
 
 from typing import Protocol, runtime_checkable
@@ -11,11 +12,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from axlearn.common.attention_bias import NEG_INF as NEG_INF
 from axlearn.common.config import ConfigOr, error_message, maybe_instantiate
-
-# The value of the attention masks: far below any logit, far above the least float32 and bfloat16, so that it
-# survives a shift or a scale by a temperature.
-NEG_INF = -1e15
 
 
 @runtime_checkable
@@ -114,7 +112,7 @@ def top_p_logits(p: float | int) -> LogitsToLogitsFn:
     def keep_nucleus(logits: Float[Array, "*batch vocab_size"]) -> Float[Array, "*batch vocab_size"]:
         if p >= 1:
             return logits
-        descending = -jnp.sort(-logits, axis=-1)
+        descending = jnp.sort(logits, axis=-1, descending=True)
         probs = jax.nn.softmax(descending.astype(jnp.float32), axis=-1)
         # An id stays as long as the ids before it do not reach p: this includes the one that crosses it.
         mass_before = jnp.cumsum(probs, axis=-1) - probs

@@ -215,8 +215,7 @@ class WeightInitializer(Initializer):
         if axes is None:
             raise ValueError(
                 f"fan={cfg.fan!r} needs the fan axes of the weight of shape {tuple(shape)}, which are not "
-                "known. Expected "
-                "fan_axes in its ParameterSpec (the default covers rank 2 only), or fan=None."
+                "known. Expected fan_axes in its ParameterSpec (the default covers rank 2 only), or fan=None."
             )
         return math.sqrt(cfg.scale / axes.fans(shape)[cfg.fan])
 
@@ -264,19 +263,13 @@ class DefaultInitializer(Initializer):
 
     def __init__(self, cfg: "DefaultInitializer.Config"):
         super().__init__(cfg)
-        rules = {
-            **cfg.init_by_param_name,
-            # In front of these stand the same patterns of the config, where it has them.
-            **{
-                pattern: default
-                for pattern, default in (
-                    (PARAM_REGEXP_BIAS, ConstantInitializer.default_config().set(value=0.0)),
-                    (PARAM_REGEXP_SCALE, ConstantInitializer.default_config().set(value=1.0)),
-                    (PARAM_REGEXP_WEIGHT, WeightInitializer.default_config()),
-                )
-                if pattern not in cfg.init_by_param_name
-            },
+        defaults = {
+            PARAM_REGEXP_BIAS: ConstantInitializer.default_config().set(value=0.0),
+            PARAM_REGEXP_SCALE: ConstantInitializer.default_config().set(value=1.0),
+            PARAM_REGEXP_WEIGHT: WeightInitializer.default_config(),
         }
+        # A pattern that the config has keeps its place and its value.
+        rules = {**cfg.init_by_param_name, **defaults, **cfg.init_by_param_name}
         self._rules = {pattern: initializer_cfg.instantiate() for pattern, initializer_cfg in rules.items()}
 
     def _initializer_of(self, name: str) -> Initializer:
@@ -285,8 +278,8 @@ class DefaultInitializer(Initializer):
                 return initializer
         raise NotImplementedError(
             f"There is no initializer for a parameter called {name!r}. Known patterns: "
-            f"{', '.join(self._rules)}. Add one "
-            "to init_by_param_name, or set the initializer in its ParameterSpec."
+            f"{', '.join(self._rules)}. Add one to init_by_param_name, or set the initializer in its "
+            "ParameterSpec."
         )
 
     def initialize(self, name, *, prng_key, shape, dtype, axes=None):

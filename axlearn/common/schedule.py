@@ -91,6 +91,9 @@ def polynomial(
 
     Returns:
         The schedule.
+
+    Raises:
+        ValueError: If the steps do not increase.
     """
     _check_increasing("polynomial", begin_step=begin_step, end_step=end_step)
 
@@ -112,6 +115,9 @@ def exponential(*, begin_step: int = 0, begin_value: float, end_step: int, end_v
 
     Returns:
         The schedule.
+
+    Raises:
+        ValueError: If the steps do not increase, or a value is not above 0.
     """
     _check_increasing("exponential", begin_step=begin_step, end_step=end_step)
     if begin_value <= 0 or end_value <= 0:
@@ -169,11 +175,15 @@ def cosine_with_linear_warmup(
     Returns:
         The schedule.
 
+    Raises:
+        ValueError: If the steps do not increase.
+
     Reference:
         Loshchilov and Hutter, SGDR (https://arxiv.org/abs/1608.03983), equation 5 without restarts.
     """
+    begin_name = "warmup_steps" if decay_begin_step is None else "decay_begin_step"
     decay_begin_step = warmup_steps if decay_begin_step is None else decay_begin_step
-    _check_increasing("cosine_with_linear_warmup", decay_begin_step=decay_begin_step, max_step=max_step)
+    _check_increasing("cosine_with_linear_warmup", **{begin_name: decay_begin_step, "max_step": max_step})
     if decay_begin_step < warmup_steps:
         raise ValueError(
             error_message(
@@ -228,6 +238,9 @@ def linear_schedule_with_warmup(
 
     Returns:
         The schedule.
+
+    Raises:
+        ValueError: If the steps do not increase.
     """
     _check_increasing("linear_schedule_with_warmup", warmup_steps=warmup_steps, max_step=max_step)
     decay = polynomial(begin_step=warmup_steps, begin_value=peak_lr, end_step=max_step, end_value=end_value)
@@ -261,6 +274,9 @@ def warmup_stable_decay(
     Returns:
         The schedule.
 
+    Raises:
+        ValueError: If the steps do not increase.
+
     Reference:
         Hägele et al., Scaling laws and compute-optimal training beyond fixed training durations
         (https://arxiv.org/abs/2405.18392), section 3.
@@ -287,6 +303,9 @@ def inverse_sqrt(peak_lr: float, *, warmup_steps: int = 10_000) -> ScheduleFn:
 
     Returns:
         The schedule.
+
+    Raises:
+        ValueError: If `warmup_steps` is less than 1.
 
     Reference:
         Vaswani et al., Attention is all you need (https://arxiv.org/abs/1706.03762), equation 3.
@@ -351,6 +370,9 @@ def decay_bias_correction(decay: float) -> ScheduleFn:
     Returns:
         The schedule.
 
+    Raises:
+        ValueError: If `decay` is not in [0, 1).
+
     Reference:
         Shazeer and Stern, Adafactor (https://arxiv.org/abs/1804.04235), section 7.1.
     """
@@ -373,15 +395,19 @@ def decay_bias_correction(decay: float) -> ScheduleFn:
 
 
 def ema_schedule(decay: float = 0.9999, *, warmup_steps: int = 1) -> ScheduleFn:
-    """A decay for averages of parameters: 0 up to step `warmup_steps`, so that the average follows, then
-    `decay`.
+    """A decay for averages of parameters: 0 up to step `warmup_steps`, then `decay`.
+
+    While it is 0, the average is a copy of the parameters.
 
     Args:
         decay: The decay after the warm-up.
-        warmup_steps: How many steps the average is a plain copy; at least 1, since averages start at zero.
+        warmup_steps: For how many steps it is 0; at least 1, since averages start at zero.
 
     Returns:
         The schedule.
+
+    Raises:
+        ValueError: If `warmup_steps` is less than 1.
     """
     _check_increasing("ema_schedule", zero=0, warmup_steps=warmup_steps)
     return lambda step: jnp.where(jnp.asarray(step) <= warmup_steps, 0.0, jnp.float32(decay))
@@ -397,6 +423,9 @@ def stepwise(sub: Sequence[Schedule], start_step: Sequence[int]) -> ScheduleFn:
     Returns:
         The schedule: at `step`, the value of the last `sub[i]` that has started, at its own step
         `step - start_step[i - 1]` (the first: at `step`).
+
+    Raises:
+        ValueError: If the numbers of schedules and of starts do not fit, or the starts do not increase.
     """
     if len(start_step) != len(sub) - 1:
         raise ValueError(
@@ -428,6 +457,9 @@ def segment_wise(segments: Sequence[Schedule], segment_steps: Sequence[int]) -> 
 
     Returns:
         The schedule. Steps 1 to `segment_steps[0]` belong to the first segment, and so on.
+
+    Raises:
+        ValueError: If there is not one length per segment, or a length is not above 0.
     """
     if len(segments) != len(segment_steps):
         raise ValueError(

@@ -1,6 +1,4 @@
-"""Values to log that know how to be combined: over the iterations of a loop, or the batches of an
-evaluation.
-"""
+"""Values to log that know how to be combined: over the iterations of a loop, over batches of an evaluation."""
 
 import abc
 import dataclasses
@@ -52,8 +50,7 @@ class ImageSummary(Summary):
         if self.images.ndim != 4 or self.images.shape[-1] not in (1, 3, 4):
             raise ValueError(
                 f"ImageSummary: images have shape {self.images.shape}. Expected [batch, height, width, "
-                "channels] with "
-                "1, 3 or 4 channels."
+                "channels] with 1, 3 or 4 channels."
             )
 
 

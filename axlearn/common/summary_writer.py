@@ -25,9 +25,7 @@ _num_files = itertools.count()
 
 
 def _load_tensorboardx() -> tuple[Any, Any, Any]:
-    """The parts of tensorboardX that encode and write events; loaded when first needed. They need no
-    TensorFlow.
-    """
+    """The parts of tensorboardX that encode and write events, without TensorFlow; loaded when first needed."""
     from tensorboardX import event_file_writer, summary
     from tensorboardX.proto import event_pb2
 
@@ -247,8 +245,7 @@ class SummaryWriter(BaseWriter):
         else:
             raise TypeError(
                 f"{self.path()}: the summary {path!r} is of type {type(value).__name__}. Expected a "
-                "Summary, an array, a "
-                "number or a string."
+                "Summary, an array, a number or a string."
             )
 
     def log_config(self, config: ConfigBase, step: int = 0) -> None:

@@ -56,7 +56,7 @@ class Vocabulary(Protocol):
         """Returns the ids of several texts, each as `encode` gives them."""
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Returns the text of some ids; pad, bos and eos stand for no text."""
+        """Returns the text of some ids; pad, bos, eos and ids that no piece has stand for no text."""
 
     def piece_num_bytes(self) -> np.ndarray:
         """Returns how many bytes of UTF-8 text each id stands for, [vocab_size] int32."""
@@ -163,7 +163,7 @@ class SentencePieceVocabulary:
 
     def decode(self, ids: Sequence[int]) -> str:
         known = self._processor.get_piece_size()
-        return str(self._processor.decode([i for i in map(int, ids) if i < known]))
+        return str(self._processor.decode([i for i in map(int, ids) if 0 <= i < known]))
 
     def piece_num_bytes(self) -> np.ndarray:
         """Returns how many bytes of UTF-8 text each id stands for.
@@ -222,26 +222,23 @@ def load_vocabulary(directory: str | os.PathLike[str]) -> Vocabulary:
     try:
         description = json.loads((directory / DESCRIPTION_FILE).read_text(encoding="utf-8"))
         kind = description["class"]
-        if kind != "sentencepiece":
-            raise ValueError(
-                error_message(
-                    where=f"{directory / DESCRIPTION_FILE}: class",
-                    what=f"unknown kind of vocabulary {kind!r}",
-                    expected="'sentencepiece'",
-                )
+    except (OSError, KeyError, TypeError, ValueError) as e:
+        raise _no_vocabulary(directory, e) from e
+    if kind != "sentencepiece":
+        raise ValueError(
+            error_message(
+                where=f"{directory / DESCRIPTION_FILE}: class",
+                what=f"unknown kind of vocabulary {kind!r}",
+                expected="'sentencepiece'",
             )
+        )
+    try:
         # Only the name counts: a path in a description must not lead out of its folder.
         model = (directory / pathlib.PurePath(description["model_file"]).name).read_bytes()
         expected, found = description["sha256"], hashlib.sha256(model).hexdigest()
         num_extra_ids = int(description["num_extra_ids"])
-    except (OSError, KeyError, TypeError, json.JSONDecodeError) as e:
-        raise ValueError(
-            error_message(
-                where=str(directory),
-                what=f"no vocabulary can be read here ({type(e).__name__}: {e})",
-                expected=f"the files {DESCRIPTION_FILE} and {MODEL_FILE}, as a run writes to RUN/tokenizer",
-            )
-        ) from e
+    except (OSError, KeyError, TypeError, ValueError) as e:
+        raise _no_vocabulary(directory, e) from e
     if found != expected:
         raise ValueError(
             error_message(
@@ -252,6 +249,16 @@ def load_vocabulary(directory: str | os.PathLike[str]) -> Vocabulary:
             )
         )
     return SentencePieceVocabulary(model, num_extra_ids=num_extra_ids)
+
+
+def _no_vocabulary(directory: pathlib.Path, cause: Exception) -> ValueError:
+    return ValueError(
+        error_message(
+            where=str(directory),
+            what=f"no vocabulary can be read here ({type(cause).__name__}: {cause})",
+            expected=f"the files {DESCRIPTION_FILE} and {MODEL_FILE}, as a run writes to RUN/tokenizer",
+        )
+    )
 
 
 def train_sentencepiece(lines: Iterable[str], *, vocab_size: int, num_threads: int = 2) -> bytes:

@@ -26,8 +26,9 @@ def test_llama_7b_equals_the_hand_count_at_4k_and_at_128k():
     [
         ("NVIDIA H100 80GB HBM3", 989.4e12, 494.7e12),
         ("NVIDIA H100 PCIe", 756e12, 378e12),
-        ("NVIDIA H100 NVL", 835e12, 417.5e12),
+        ("NVIDIA H100 NVL", 835.5e12, 417.5e12),
         ("NVIDIA H200", 989.4e12, 494.7e12),
+        ("NVIDIA H200 NVL", 835.5e12, 417.5e12),
         ("NVIDIA GH200 480GB", 989.4e12, 494.7e12),
         ("NVIDIA A100-SXM4-80GB", 312e12, 156e12),
         ("NVIDIA B200", 2250e12, 1125e12),
@@ -46,7 +47,19 @@ def test_known_devices_have_their_vendor_s_rate(device_kind, bfloat16, float32):
     assert peak_flops(device_kind, "float32") == float32
 
 
-@pytest.mark.parametrize("device_kind", ["cpu", "NVIDIA GeForce RTX 4090", "TPU v9", "AMD MI300X", ""])
+@pytest.mark.parametrize(
+    "device_kind",
+    [
+        "cpu",
+        "",
+        "AMD MI300X",
+        "NVIDIA GeForce RTX 4090",
+        "NVIDIA H100 80GB HBM3 MIG 1g.10gb",
+        "TPU v2",
+        "TPU v4 lite",
+        "TPU v9",
+    ],
+)
 def test_an_unknown_device_has_no_rate_rather_than_another_s(device_kind):
     assert peak_flops(device_kind) is None
 

@@ -59,7 +59,7 @@ def test_a_position_in_other_data_is_refused_naming_what_differs():
 @pytest.mark.parametrize(
     "state",
     [{}, {"next_step": 3}, {"next_step": -1, "fingerprint": {}}, {"next_step": True, "fingerprint": {}},
-     {"next_step": "3", "fingerprint": {}}, {"next_step": 1, "fingerprint": 2}],
+     {"next_step": "3", "fingerprint": {}}, {"next_step": 1, "fingerprint": 2}, [3], None],
 )  # fmt: skip
 def test_what_is_no_position_is_refused(state):
     with pytest.raises(ValueError, match="is not a position in the data"):
@@ -134,4 +134,5 @@ def test_the_batch_is_split_over_all_axes_unless_said_otherwise():
     mesh = build_mesh(mesh_shape=(4, 2), mesh_axis_names=("data", "model"))
     with use_mesh(mesh):
         assert make_input().partition_spec == PartitionSpec(("data", "model"))
-        assert make_input(partition_spec=PartitionSpec("data")).partition_spec == PartitionSpec("data")
+        for spec in (PartitionSpec("data"), PartitionSpec()):
+            assert make_input(partition_spec=spec).partition_spec == spec

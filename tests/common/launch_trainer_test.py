@@ -20,33 +20,9 @@ from axlearn.common.launch_trainer import (
     write_run_files,
 )
 from axlearn.common.trainer import read_metrics
+from tests.launcher import ROOT, as_text, command, environment, run_cases
 
-ROOT = pathlib.Path(__file__).resolve().parents[2]
 RECIPE = "tests.common.trainer.tiny_recipe"
-
-# Runs the command once per case, in one process, and prints status and standard error of each.
-_DRIVER = """
-import contextlib, io, json, sys
-from absl import flags
-from axlearn.common import launch_trainer_main
-from axlearn.experiments import registry
-registry.RECIPE_MODULES = ("tests.common.trainer.tiny_recipe",)
-results = {}
-for name, arguments in json.loads(sys.argv[1]).items():
-    for flag in launch_trainer_main.FLAGS:
-        launch_trainer_main.FLAGS[flag].unparse()
-    launch_trainer_main.FLAGS.unparse_flags()
-    errors = io.StringIO()
-    with contextlib.redirect_stderr(errors), contextlib.redirect_stdout(io.StringIO()):
-        status = launch_trainer_main.main(["launch_trainer_main", *arguments])
-    results[name] = [status, errors.getvalue()]
-print(json.dumps(results))
-"""
-
-
-def _environment(**more: str) -> dict[str, str]:
-    env = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
-    return {**env, "PYTHONPATH": str(ROOT), **more}
 
 
 def test_each_mistake_is_a_short_message_and_a_status(tmp_path, golden):
@@ -72,30 +48,13 @@ def test_each_mistake_is_a_short_message_and_a_status(tmp_path, golden):
         "a machine without a rule": ["--config=tiny", run, "--mesh_selector=tpu-v5p-128"],
         "an id outside the vocabulary": ["--config=tiny", run, "--set=input.vocab_size=2000"],
     }
-    done = subprocess.run(
-        [sys.executable, "-c", _DRIVER, json.dumps(cases)],
-        cwd=tmp_path,
-        env=_environment(
-            PYTHONPATH=f"{ROOT}{os.pathsep}{tmp_path}", XLA_FLAGS="--xla_force_host_platform_device_count=8"
-        ),
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    results = json.loads(done.stdout)
-    text = "\n".join(
-        f"--- {name}: status {status}\n{error.strip()}" for name, (status, error) in results.items()
-    )
-    golden("errors/launch_trainer.txt", text.replace(str(tmp_path), "TMP").replace(str(ROOT), "ROOT") + "\n")
+    results = run_cases(cases, cwd=tmp_path, env=environment(num_devices=8, paths=(tmp_path,)))
+    golden("errors/launch_trainer.txt", as_text(results, replaced={tmp_path: "TMP", ROOT: "ROOT"}))
     assert sorted(p.name for p in tmp_path.iterdir() if p.is_dir() and p.name != "__pycache__") == ["run"]
 
 
 def _command(run: pathlib.Path, config: str, *more: str) -> list[str]:
-    return [
-        *(sys.executable, "-m", "axlearn.common.launch_trainer_main"),
-        *(f"--module={RECIPE}", f"--config={config}", f"--trainer_dir={run}", *more),
-    ]
+    return command(f"--module={RECIPE}", f"--config={config}", f"--trainer_dir={run}", *more)
 
 
 def test_sigterm_saves_and_ends_with_143_and_the_next_start_continues(tmp_path):
@@ -103,7 +62,7 @@ def test_sigterm_saves_and_ends_with_143_and_the_next_start_continues(tmp_path):
     process = subprocess.Popen(
         _command(run, "tiny-long"),
         cwd=tmp_path,
-        env=_environment(),
+        env=environment(),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -121,7 +80,7 @@ def test_sigterm_saves_and_ends_with_143_and_the_next_start_continues(tmp_path):
     again = subprocess.run(
         _command(run, "tiny-long", f"--set=max_step={step + 3}"),
         cwd=tmp_path,
-        env=_environment(),
+        env=environment(),
         capture_output=True,
         text=True,
         check=False,
@@ -235,7 +194,7 @@ def test_a_checkout_without_links_is_told_in_one_sentence(tmp_path):
         "sys.exit(launch_trainer_main.main(['x', '--config=tiny']))"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code], env=_environment(), capture_output=True, text=True, check=False
+        [sys.executable, "-c", code], env=environment(), capture_output=True, text=True, check=False
     )
     assert done.returncode == 2
     assert done.stderr.splitlines()[0] == (

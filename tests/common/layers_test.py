@@ -135,9 +135,9 @@ def test_embedding_looks_up_and_attends_by_the_same_table():
 
 def test_embedding_of_an_id_outside_the_table_is_nan():
     layer = Embedding.default_config().set(name="emb", num_embeddings=7, dim=3).instantiate(parent=None)
-    vectors = _run(layer, {"weight": _normal(7, 3)}, np.array([6, 7, 1000]))
-    assert np.isfinite(vectors[0]).all()
-    assert np.isnan(vectors[1:]).all()
+    vectors = _run(layer, {"weight": _normal(7, 3)}, np.array([0, 6, 7, 1000, -1, -7]))
+    assert np.isfinite(vectors[:2]).all()
+    assert np.isnan(vectors[2:]).all()
 
 
 def test_embedding_gives_its_shape_as_a_list():

@@ -62,6 +62,8 @@ def test_top_p_of_zero_keeps_the_likeliest_id():
 def test_equally_likely_ids_stay_together():
     logits = jnp.asarray([2.0, 1.0, 1.0, 0.0])
     assert (top_k_logits(2)(logits) != NEG_INF).tolist() == [True, True, True, False]
+    # The first two would do: they have 0.84 of the mass.
+    assert (top_p_logits(0.8)(logits) != NEG_INF).tolist() == [True, True, True, False]
 
 
 def test_a_temperature_scales_and_zero_leaves_only_the_first_of_the_largest():

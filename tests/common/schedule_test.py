@@ -193,8 +193,8 @@ def test_as_schedule_fn_refuses_what_is_no_schedule(value):
     [
         (
             lambda: schedule.cosine_with_linear_warmup(1.0, max_step=100, warmup_steps=100),
-            "schedule.cosine_with_linear_warmup: decay_begin_step=100, max_step=100 do not increase.\n"
-            "  Expected 0 <= decay_begin_step < max_step.",
+            "schedule.cosine_with_linear_warmup: warmup_steps=100, max_step=100 do not increase.\n"
+            "  Expected 0 <= warmup_steps < max_step.",
         ),
         (
             lambda: schedule.cosine_with_linear_warmup(

@@ -72,7 +72,7 @@ def test_text_that_does_not_suit_the_size_is_refused(lines, vocab_size):
 def test_extra_ids_stand_behind_the_models_and_for_no_text():
     vocab = SentencePieceVocabulary(MODEL, num_extra_ids=5)
     assert vocab.vocab_size == 335
-    assert vocab.decode([*vocab.encode("ab"), 333]) == "ab"
+    assert vocab.decode([-1, *vocab.encode("ab"), 333, 335]) == "ab"
     assert vocab.piece_num_bytes()[330:].tolist() == [0] * 5
     assert vocab.fingerprint != VOCAB.fingerprint
 
@@ -121,7 +121,19 @@ def _escape(folder):
     (folder / "vocabulary.json").write_text(json.dumps({**description, "model_file": "../outside.model"}))
 
 
-@pytest.mark.parametrize("damage", [_damage_nothing, _damage_model, _damage_description, _escape])
+def _damage_encoding(folder):
+    (folder / "vocabulary.json").write_bytes(b'{"class": "\xff"}')
+
+
+def _damage_number(folder):
+    text = (folder / "vocabulary.json").read_text().replace('"num_extra_ids": 0', '"num_extra_ids": "x"')
+    (folder / "vocabulary.json").write_text(text)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [_damage_nothing, _damage_model, _damage_description, _damage_encoding, _damage_number, _escape],
+)
 def test_a_damaged_vocabulary_is_refused_with_its_place(tmp_path, damage):
     folder = tmp_path / "tokenizer"
     VOCAB.save(folder)

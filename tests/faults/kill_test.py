@@ -11,30 +11,26 @@ import pathlib
 import random
 import signal
 import subprocess
-import sys
 import time
 
 import pytest
 
-ROOT = pathlib.Path(__file__).resolve().parents[2]
-MAX_STEP = 60
+from tests.launcher import command, environment
+
 SAVE_EVERY = 2
 
 
-def _command(run: pathlib.Path) -> list[str]:
-    return [
-        *(sys.executable, "-m", "axlearn.common.launch_trainer_main"),
+def _command(run: pathlib.Path, *, max_step: int) -> list[str]:
+    return command(
         *("--module=kill_recipe", "--config=kill-test", f"--trainer_dir={run}"),
-        *("--set", f"max_step={MAX_STEP}", "--set", f"checkpointer.save_policy.n={SAVE_EVERY}"),
-    ]
+        *("--set", f"max_step={max_step}", "--set", f"checkpointer.save_policy.n={SAVE_EVERY}"),
+    )
 
 
 def _environment(work: pathlib.Path) -> dict[str, str]:
-    env = dict(os.environ)
-    env["PYTHONPATH"] = os.pathsep.join([str(ROOT), str(pathlib.Path(__file__).parent)])
-    env["KILL_TEST_TEXT"] = str(work / "text")
-    env["XLA_FLAGS"] = "--xla_force_host_platform_device_count=2"
-    return env
+    return environment(
+        num_devices=2, paths=(pathlib.Path(__file__).parent,), KILL_TEST_TEXT=str(work / "text")
+    )
 
 
 def _write_text(folder: pathlib.Path) -> None:
@@ -68,15 +64,26 @@ def _saves_in_flight(run: pathlib.Path) -> list[str]:
     return sorted(p.name for p in (run / "checkpoints").glob("step_*.tmp-*"))
 
 
-def _run_to_end(run: pathlib.Path, env: dict[str, str]) -> None:
-    done = subprocess.run(_command(run), env=env, cwd=run.parent, capture_output=True, text=True, check=False)
+def _run_to_end(run: pathlib.Path, env: dict[str, str], *, max_step: int) -> None:
+    done = subprocess.run(
+        _command(run, max_step=max_step),
+        env=env,
+        cwd=run.parent,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
 
 
-def _kill_once(run: pathlib.Path, env: dict[str, str], rng: random.Random, in_save: bool) -> bool:
+def _kill_once(
+    run: pathlib.Path, env: dict[str, str], rng: random.Random, *, max_step: int, in_save: bool
+) -> bool:
     """Starts the run, kills it at a random moment, and says whether that was inside a save."""
     log = (run.parent / "attempts.log").open("a")
-    process = subprocess.Popen(_command(run), env=env, cwd=run.parent, stdout=log, stderr=log)
+    process = subprocess.Popen(
+        _command(run, max_step=max_step), env=env, cwd=run.parent, stdout=log, stderr=log
+    )
     seen_before, saves_to_pass = set(_saves_in_flight(run)), rng.randint(1, 3)
     deadline = time.monotonic() + 120
     try:
@@ -110,42 +117,47 @@ def _checkpoint_content(run: pathlib.Path, step: int) -> dict[str, str]:
     return {name: entry["sha256"] for name, entry in manifest["files"].items()}
 
 
-def _storm(work: pathlib.Path, *, num_kills: int, seed: int) -> None:
+def _storm(work: pathlib.Path, *, num_kills: int, max_step: int, seed: int) -> None:
     env = _environment(work)
     _write_text(work / "text")
-    truth, run = work / "truth", work / "run"
-    _run_to_end(truth, env)
-    assert [step for step, _ in _losses(truth)] == list(range(1, MAX_STEP + 1))
+    truth, run = work / "truth", work / "run0"
+    _run_to_end(truth, env, max_step=max_step)
+    assert [step for step, _ in _losses(truth)] == list(range(1, max_step + 1))
 
     rng, num_in_save, committed = random.Random(seed), 0, []
     for i in range(num_kills):
-        num_in_save += _kill_once(run, env, rng, in_save=i % 4 != 3)
-        if len(_losses(run)) and _losses(run)[-1][0] >= MAX_STEP - SAVE_EVERY:
-            # The chain has reached its end: begin another one, so that every kill hits a live run.
-            _compare(truth, run)
-            run = work / f"run{i}"
-            committed = []
+        num_in_save += _kill_once(run, env, rng, max_step=max_step, in_save=i % 4 != 3)
         now = _steps(run)
         assert not committed or (now and now[-1] >= committed[-1]), f"seed {seed}: a committed step was lost"
         committed = now
-    _run_to_end(run, env)
-    _compare(truth, run)
-    assert not _saves_in_flight(run)
+        if _losses(run)[-1][0] >= max_step - 2 * SAVE_EVERY and i + 1 < num_kills:
+            # The chain has nearly reached its end: begin another one, so that every kill hits a live run.
+            _finish_and_compare(truth, run, env, max_step=max_step)
+            run, committed = work / f"run{i + 1}", []
+    _finish_and_compare(truth, run, env, max_step=max_step)
     assert num_in_save >= num_kills / 2, f"only {num_in_save} of {num_kills} kills hit a save (seed {seed})"
 
 
-def _compare(truth: pathlib.Path, run: pathlib.Path) -> None:
+def _finish_and_compare(
+    truth: pathlib.Path, run: pathlib.Path, env: dict[str, str], *, max_step: int
+) -> None:
+    """Lets a killed run come to its end, and compares all that it wrote with the undisturbed one."""
+    _run_to_end(run, env, max_step=max_step)
     expected = dict(_losses(truth))
+    assert {step for step, _ in _losses(run)} == set(expected)
     for step, loss in _losses(run):
         assert loss == expected[step], f"{run.name}: step {step}"
-    for step in set(_steps(run)) & set(_steps(truth)):
+    assert max_step in _steps(run)
+    assert _steps(run) == _steps(truth)
+    for step in _steps(run):
         assert _checkpoint_content(run, step) == _checkpoint_content(truth, step), f"{run.name}: step {step}"
+    assert not _saves_in_flight(run)
 
 
 def test_a_run_killed_twice_ends_bit_equal(tmp_path):
-    _storm(tmp_path, num_kills=2, seed=20261120)
+    _storm(tmp_path, num_kills=2, max_step=20, seed=20261120)
 
 
 @pytest.mark.slow
 def test_a_run_killed_twenty_times_ends_bit_equal(tmp_path):
-    _storm(tmp_path, num_kills=20, seed=int(os.environ.get("KILL_SEED", "1")))
+    _storm(tmp_path, num_kills=20, max_step=60, seed=int(os.environ.get("KILL_SEED", "1")))

@@ -51,9 +51,16 @@ class BaseMultiheadLinear(BaseLayer):
     def _bias_spec(self) -> ParameterSpec:
         raise NotImplementedError(type(self))
 
-    def _gathered_weight(self) -> Array:
-        """The weight for a product: what splits its model dim is for storage."""
-        return gather_weight(self.parameters["weight"], self.config.param_partition_spec, dims=[0])
+    def _project(self, equation: str, inputs: Array) -> Array:
+        """Multiplies inputs with the weight as the einsum says, and adds the bias."""
+        cfg: BaseMultiheadLinear.Config = self.config
+        params = self.parameters
+        # What splits the model dim of the weight is for storage.
+        weight = gather_weight(params["weight"], cfg.param_partition_spec, dims=[0])
+        outputs = jnp.einsum(equation, inputs, weight)
+        if cfg.bias:
+            outputs = outputs + align_right(params["bias"], outputs)
+        return maybe_shard(outputs, cfg.output_partition_spec)
 
 
 class MultiheadInputLinear(BaseMultiheadLinear):
@@ -75,11 +82,7 @@ class MultiheadInputLinear(BaseMultiheadLinear):
         self, inputs: Float[Array, "batch seq model_dim"]
     ) -> Float[Array, "batch seq heads per_head_dim"]:
         """Projects to the heads."""
-        params = self.parameters
-        outputs = jnp.einsum("btd,dnh->btnh", inputs, self._gathered_weight())
-        if "bias" in params:
-            outputs = outputs + align_right(params["bias"], outputs)
-        return maybe_shard(outputs, self.config.output_partition_spec)
+        return self._project("btd,dnh->btnh", inputs)
 
 
 class MultiheadOutputLinear(BaseMultiheadLinear):
@@ -99,8 +102,4 @@ class MultiheadOutputLinear(BaseMultiheadLinear):
         self, inputs: Float[Array, "batch seq heads per_head_dim"]
     ) -> Float[Array, "batch seq model_dim"]:
         """Projects from the heads."""
-        params = self.parameters
-        outputs = jnp.einsum("btnh,dnh->btd", inputs, self._gathered_weight())
-        if "bias" in params:
-            outputs = outputs + align_right(params["bias"], outputs)
-        return maybe_shard(outputs, self.config.output_partition_spec)
+        return self._project("btnh,dnh->btd", inputs)

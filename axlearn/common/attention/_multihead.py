@@ -242,11 +242,11 @@ class MultiheadAttention(BaseLayer):
             return_aux: As in `forward`.
 
         Returns:
-            The new state, and the outputs for the new tokens.
+            The new state, and the outputs for the new tokens: NaN for a token that the cache has no room for.
 
         Raises:
             ValueError: If neither `causal` nor `mask` is configured: then past outputs would depend on the
-            future.
+                future.
         """
         cfg: MultiheadAttention.Config = self.config
         if not cfg.causal and cfg.mask is None:
@@ -272,6 +272,11 @@ class MultiheadAttention(BaseLayer):
             target_positions=positions, source_positions=kv_state.key_positions
         )
         output = self._attend(q_proj, kv_state=kv_state, bias=bias, return_aux=return_aux)
+        output = output._replace(
+            data=_nan_where_not_kept(
+                output.data, positions=positions, kv_state=kv_state, live_step_len=live_step_len
+            )
+        )
         next_time_step = time_step + (step_len if live_step_len is None else live_step_len)
         return {"time_step": next_time_step, "kv_cache": kv_cache_states}, output
 
@@ -343,3 +348,16 @@ class MultiheadAttention(BaseLayer):
         """
         probs = attention_probs(attention_logits(query, key), bias, logit_cap=self.config.atten_logit_cap)
         return attention_context(self.dropout(probs), value), probs
+
+
+def _nan_where_not_kept(
+    data: Array, *, positions: Array, kv_state: KVState, live_step_len: Optional[Array]
+) -> Array:
+    """Replaces the outputs `[batch, step, dim]` of live tokens that were too late for the cache.
+
+    Such a token does not see itself. Its output would look like any other, and be wrong.
+    """
+    is_lost = positions > jnp.max(kv_state.key_positions, axis=1, keepdims=True)  # [batch, step]
+    if live_step_len is not None:
+        is_lost &= default_positions(data) < live_step_len[:, None]
+    return jnp.where(is_lost[..., None], jnp.nan, data)

@@ -9,6 +9,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from axlearn.common.config import error_message
+
 # Added to the logits of pairs that must not attend. Finite, so that a row with nothing to attend to
 # gives a uniform softmax and no NaN; so large that exp underflows to zero beside any visible key.
 NEG_INF = -1e15
@@ -116,7 +118,13 @@ class BaseAttentionBias(abc.ABC):
         *found, residual = split(self, cls)
         summands = [bias for bias in found[0].leaves() if bias.has_value()]
         if len(summands) > 1:
-            raise ValueError(f"{len(summands)} summands are {cls.__name__}; expected at most one.")
+            raise ValueError(
+                error_message(
+                    what=f"{len(summands)} summands are {cls.__name__}",
+                    expected="at most one",
+                    advice="Add them up first, or use split",
+                )
+            )
         return (summands[0] if summands else None), residual  # type: ignore[return-value]
 
 
@@ -198,11 +206,24 @@ def split(bias: BaseAttentionBias, *classes: type[BaseAttentionBias]) -> tuple[B
 
 
 def as_attention_bias(bias: Union[jax.Array, BaseAttentionBias, None]) -> BaseAttentionBias:
-    """Accepts what users pass as logit biases: None, an array of rank 2 to 4, or a bias."""
+    """Accepts what users pass as logit biases: None, a floating array of rank 2 to 4, or a bias.
+
+    Raises:
+        TypeError: If an array is not floating: it may be a mask, which is not meant to be added.
+        ValueError: If an array has another rank.
+    """
     if bias is None:
         return ZeroAttentionBias()
     if isinstance(bias, BaseAttentionBias):
         return bias
+    if not jnp.issubdtype(bias.dtype, jnp.floating):
+        raise TypeError(
+            error_message(
+                what=f"an attention bias of {bias.dtype}",
+                expected="a floating array, which is added to the logits",
+                advice="Wrap a mask (True: may attend) by BoolTensorAttentionBias.from_tensor",
+            )
+        )
     return TensorAttentionBias.from_tensor(bias)
 
 
@@ -251,6 +272,8 @@ def to_rank_4(tensor: jax.Array) -> jax.Array:
     if tensor.ndim == 2:
         return tensor[None, None]
     raise ValueError(
-        f"an attention bias of shape {tensor.shape}: expected [target, source], [batch, target, source] "
-        "or [batch, heads, target, source]."
+        error_message(
+            what=f"an attention bias of shape {tensor.shape}",
+            expected="[target, source], [batch, target, source] or [batch, heads, target, source]",
+        )
     )

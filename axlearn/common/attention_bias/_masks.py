@@ -10,6 +10,8 @@ from typing import Protocol, runtime_checkable
 import jax
 from jaxtyping import Array, Bool, Int
 
+from axlearn.common.config import error_message
+
 
 @runtime_checkable
 class MaskFn(Protocol):
@@ -58,9 +60,8 @@ def left_right_window_mask(left_size: int, right_size: int) -> MaskFn:
     Raises:
         ValueError: If a size is negative.
     """
-    for name, size in (("left_size", left_size), ("right_size", right_size)):
-        if size < 0:
-            raise ValueError(f"{name}={size}: expected a number of positions that is not negative.")
+    _check_size("left_size", left_size)
+    _check_size("right_size", right_size)
     return _window_mask(left_size, right_size)
 
 
@@ -76,11 +77,15 @@ def sliding_window_causal_mask(sliding_window_size: int) -> MaskFn:
     Raises:
         ValueError: If the size is negative.
     """
-    if sliding_window_size < 0:
-        raise ValueError(
-            f"sliding_window_size={sliding_window_size}: expected a number of positions that is not negative."
-        )
+    _check_size("sliding_window_size", sliding_window_size)
     return _window_mask(sliding_window_size, 0)
+
+
+def _check_size(name: str, size: int) -> None:
+    if size < 0:
+        raise ValueError(
+            error_message(what=f"{name}={size}", expected="a number of positions that is not negative")
+        )
 
 
 @functools.lru_cache(maxsize=256)
@@ -95,7 +100,7 @@ def _window_mask(left_size: int, right_size: int) -> MaskFn:
 @functools.lru_cache(maxsize=256)
 def _fold_masks(how: str, mask_fns: tuple[MaskFn, ...]) -> MaskFn:
     if not mask_fns:
-        raise ValueError(f"{how}_masks(): expected at least one mask function.")
+        raise ValueError(error_message(what=f"{how}_masks()", expected="at least one mask function"))
 
     def mask(query_position: jax.Array, key_position: jax.Array) -> jax.Array:
         first, *rest = (mask_fn(query_position, key_position) for mask_fn in mask_fns)

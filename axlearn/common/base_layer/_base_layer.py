@@ -80,18 +80,20 @@ class BaseLayer(Module):
 
     @property
     def parameters(self) -> dict[str, Any]:
-        """The parameters of this layer by name, and those of its children by their names; only in a
-        context.
-        """
+        """The parameters of this layer and, as nested dicts, of its children, by name; only in a context."""
         return self.state
 
     def _create_layer_parameter_specs(self) -> dict[str, ParameterSpec]:
-        """The parameters of this layer without those of its children. Missing types, axes and fans are filled
-        in.
+        """The parameters of this layer, for subclasses to say.
+
+        Returns:
+            Specs by name, without those of children. Types, mesh axes and fan axes may be missing: they are
+            filled in.
         """
         return {}
 
     def _complete_layer_parameter_specs(self) -> dict[str, ParameterSpec]:
+        """What `_create_layer_parameter_specs` says, with what is missing filled in."""
         specs = {}
         for name, spec in self._create_layer_parameter_specs().items():
             specs[name] = dataclasses.replace(
@@ -103,24 +105,22 @@ class BaseLayer(Module):
         return specs
 
     def _partition_spec(self, name: str, spec: ParameterSpec) -> PartitionSpec:
+        """The mesh axes of a parameter, one entry per dimension; raises ValueError where they are not."""
         rank = len(spec.shape)
         if spec.mesh_axes is None:
             return PartitionSpec(*(None,) * rank)
         if len(spec.mesh_axes) != rank:
             raise ValueError(
                 f"{self.path()}.{name}: the partition spec {tuple(spec.mesh_axes)} has "
-                f"{len(spec.mesh_axes)} entries, but "
-                f"the parameter has shape {tuple(spec.shape)}, of rank {rank}. Expected one entry per "
-                "dimension, such as "
-                f"{(None,) * rank}; see param_partition_spec."
+                f"{len(spec.mesh_axes)} entries, but the parameter has shape {tuple(spec.shape)}, of rank "
+                f"{rank}. Expected one entry per dimension, such as {(None,) * rank}; see "
+                "param_partition_spec."
             )
         # A list is what a config may hold; jax wants several axes of a dimension as a tuple.
         return PartitionSpec(*(tuple(axes) if isinstance(axes, list) else axes for axes in spec.mesh_axes))
 
     def _compute_fan_axes(self, name: str, parameter_spec: ParameterSpec) -> Optional[FanAxes]:
-        """The fans of a parameter whose spec has none: [in, out] for weights of rank 2, unknown for all
-        others.
-        """
+        """The fans of a parameter whose spec has none: [in, out] for weights of rank 2, else unknown (None)."""
         if name.endswith("weight") and len(parameter_spec.shape) == 2:
             return FanAxes(in_axis=-2, out_axis=-1)
         return None
@@ -224,11 +224,10 @@ class BaseLayer(Module):
     def _add_activation_summary(
         self, *, name: str, activations: Tensor, activation_paddings: Optional[Tensor] = None
     ) -> None:
-        """Adds the mean and the mean norm of activations to the summaries, as
-        `activations/<name>_{mean,norm}`.
+        """Adds the mean and the mean norm of activations to the summaries.
 
         Args:
-            name: The name.
+            name: They are called `activations/<name>_mean` and `activations/<name>_norm`.
             activations: `[batch, ..., dim]`.
             activation_paddings: `[batch, ...]`, true where an activation does not count. None: all count.
         """

@@ -42,9 +42,7 @@ def no_remat(fn: _F) -> _F:
 
 
 def needs_remat(fn: Callable[..., Any], context: InvocationContext) -> bool:
-    """Whether a method, called in this context of its layer, is to be rematerialized: not twice, and only in
-    training.
-    """
+    """Whether a method, called in this context of its layer, is rematerialized: in training, and once."""
     return context.is_training and context.name != REMAT_NAME and not getattr(fn, _NO_REMAT, False)
 
 

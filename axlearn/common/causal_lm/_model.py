@@ -1,5 +1,6 @@
 """The causal language model."""
 
+import functools
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -133,7 +134,8 @@ class Model(BaseLayer):
             )
         decoder, decoder_state, is_training = self.decoder, self.state["decoder"], self.is_training
 
-        @jax.checkpoint
+        # In a loop nothing can undo the recomputation, which `prevent_cse` would only make dearer.
+        @functools.partial(jax.checkpoint, prevent_cse=False)
         def chunk_losses(chunk: tuple[Tensor, Tensor]) -> TokenLosses:
             logits, _ = functional(
                 decoder,

@@ -214,8 +214,7 @@ class Checkpointer(Module):
 
         Raises:
             CheckpointSaveError: If the last save failed and nobody was told. While another exception is on
-                its way, it
-                is logged instead: the other one came first.
+                its way, it is logged instead: the other one came first.
             TimeoutError: As `wait_until_finished`.
         """
         try:
@@ -253,6 +252,7 @@ class Checkpointer(Module):
             CorruptCheckpointError: If the one of `step` is damaged.
             DirectoryInUseError: If somebody else writes to the same folder; `load_checkpoint` reads next to
                 them.
+            OSError: If the folder cannot be made, written to or cleared of what killed attempts left.
         """
         self._own()
         validation = self.config.validation or CheckpointValidationType.EXACT
@@ -272,9 +272,15 @@ class Checkpointer(Module):
 
     def _own(self) -> None:
         """Becomes the only writer of the folder, and clears away what killed ones left behind."""
-        if not self._lease.is_held:
-            self._lease.acquire()
+        if self._lease.is_held:
+            return
+        self._lease.acquire()
+        try:
             sweep_leftovers(self._base_dir)
+        except BaseException:
+            # Whoever holds the lease has swept.
+            self._lease.release()
+            raise
 
 
 def _check_config(cfg: Checkpointer.Config, *, where: str) -> None:

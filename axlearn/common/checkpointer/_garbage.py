@@ -48,11 +48,11 @@ def steps_to_delete(
         return []
     oldest_kept = verified[-keep_last_n]
     deletable = []
-    period = 0
+    last_period = 0
     for step in steps:
-        is_first_of_period = keep_every_n_steps is not None and step // keep_every_n_steps > period
-        if is_first_of_period and keep_every_n_steps is not None:
-            period = step // keep_every_n_steps
+        period = 0 if keep_every_n_steps is None else step // keep_every_n_steps
+        is_first_of_period = period > last_period
+        last_period = period
         if step < oldest_kept and not is_first_of_period:
             deletable.append(step)
     return deletable
@@ -70,13 +70,15 @@ class GarbageCollector:
         interval_seconds: float,
         files: FileOps,
     ):
-        """Args:
-        base_dir: The folder of all checkpoints.
-        keep_last_n: As in `steps_to_delete`.
-        keep_every_n_steps: As in `steps_to_delete`.
-        interval_seconds: It looks after each new checkpoint, and at least this often, so that what could not
-            be deleted is tried again.
-        files: What changes the file system.
+        """Makes the collector; its thread starts with the first checkpoint that it is told of.
+
+        Args:
+            base_dir: The folder of all checkpoints.
+            keep_last_n: As in `steps_to_delete`.
+            keep_every_n_steps: As in `steps_to_delete`.
+            interval_seconds: It looks after each new checkpoint, and at least this often, so that what could
+                not be deleted is tried again.
+            files: What changes the file system.
         """
         self._base_dir = base_dir
         self._keep_last_n = keep_last_n
@@ -84,6 +86,8 @@ class GarbageCollector:
         self._interval_seconds = interval_seconds
         self._files = files
         self._verified_steps: set[int] = set()
+        # What lost its name and is not gone yet.
+        self._trash: set[pathlib.Path] = set()
         self._wake = threading.Event()
         self._is_stopping = False
         self._thread: Optional[threading.Thread] = None
@@ -120,11 +124,18 @@ class GarbageCollector:
                 )
 
     def collect(self) -> None:
-        """Deletes what may go.
+        """Deletes what may go, and what could not be deleted before.
 
         Raises:
             OSError: If something cannot be deleted.
         """
+        for step in self._find_deletable():
+            self._trash.add(_rename_to_trash(self._base_dir / step_dir_name(step), files=self._files))
+            self._verified_steps.discard(step)
+        self._empty_trash()
+
+    def _find_deletable(self) -> list[int]:
+        """The steps that may go, after another look at those that are the reason."""
         steps = checkpoint_steps(self._base_dir)
         verified = set(self._verified_steps)
 
@@ -137,11 +148,23 @@ class GarbageCollector:
             )
 
         if not find_deletable():
-            return
+            return []
         verified = {step for step in verified & set(steps) if self._is_still_there(step)}
-        for step in find_deletable():
-            cleanup_checkpoint(self._base_dir / step_dir_name(step), files=self._files)
-            self._verified_steps.discard(step)
+        return find_deletable()
+
+    def _empty_trash(self) -> None:
+        """Removes what can be removed; raises the first OSError at the end."""
+        failures = []
+        for path in sorted(self._trash):
+            try:
+                self._files.remove_tree(path)
+            except OSError as e:
+                if path.exists():
+                    failures.append(e)
+                    continue
+            self._trash.discard(path)
+        if failures:
+            raise failures[0]
 
     def _is_still_there(self, step: int) -> bool:
         """Whether a checkpoint that was whole still looks so, without reading all of it."""
@@ -166,10 +189,13 @@ def cleanup_checkpoint(ckpt_dir: PathLike, *, files: Optional[FileOps] = None) -
         ValueError: If it is not the folder of a checkpoint.
     """
     files = FileOps() if files is None else files
-    ckpt_dir = pathlib.Path(ckpt_dir)
+    files.remove_tree(_rename_to_trash(pathlib.Path(ckpt_dir), files=files))
+
+
+def _rename_to_trash(ckpt_dir: pathlib.Path, *, files: FileOps) -> pathlib.Path:
     if ckpt_dir.is_symlink():
         raise ValueError(f"{ckpt_dir}: this is a link. Expected the folder of a checkpoint itself.")
     trash = new_attempt_path(ckpt_dir.parent, step=parse_step_from_dir(ckpt_dir), kind="trash")
     files.rename(ckpt_dir, trash)
     files.sync_dir(ckpt_dir.parent)
-    files.remove_tree(trash)
+    return trash

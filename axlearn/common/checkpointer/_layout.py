@@ -81,7 +81,15 @@ def checkpoint_paths(base_dir: PathLike) -> list[str]:
     """
     steps = ((_parse_step(path.name), path) for path in _folders(base_dir))
     found = sorted((step, path) for step, path in steps if step is not None)
-    return [str(path) for _, path in found if os.listdir(path)]
+    return [str(path) for _, path in found if _is_filled(path)]
+
+
+def _is_filled(folder: pathlib.Path) -> bool:
+    """Whether there is anything in a folder, which may be deleted at this very moment."""
+    try:
+        return bool(os.listdir(folder))
+    except FileNotFoundError:
+        return False
 
 
 def checkpoint_steps(base_dir: PathLike) -> list[int]:

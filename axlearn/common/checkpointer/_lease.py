@@ -9,6 +9,7 @@ them (NFS 4, Lustre with `flock`).
 import errno
 import fcntl
 import json
+import logging
 import os
 import pathlib
 import socket
@@ -30,8 +31,10 @@ class WriterLease:
     """The right to write to a folder."""
 
     def __init__(self, base_dir: pathlib.Path):
-        """Args:
-        base_dir: The folder of all checkpoints; nothing is touched before `acquire`.
+        """Makes a lease that is not held; nothing is touched before `acquire`.
+
+        Args:
+            base_dir: The folder of all checkpoints.
         """
         self._base_dir = base_dir
         self._fd: Optional[int] = None
@@ -70,14 +73,18 @@ class WriterLease:
         self._write_holder()
 
     def _write_holder(self) -> None:
+        """Writes who holds the lease. Only messages need it: on a full disk the lock is as good without."""
         assert self._fd is not None
         holder = {
             "pid": os.getpid(),
             "host": socket.gethostname(),
             "since": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         }
-        os.ftruncate(self._fd, 0)
-        os.pwrite(self._fd, json.dumps(holder).encode("utf-8"), 0)
+        try:
+            os.ftruncate(self._fd, 0)
+            os.pwrite(self._fd, json.dumps(holder).encode("utf-8"), 0)
+        except OSError as e:
+            logging.warning("%s: cannot say who holds it (%s).", self._base_dir / _LEASE_NAME, e)
 
     def release(self) -> None:
         """Gives the lease back; nothing happens where it is not held. The file stays, unlocked."""

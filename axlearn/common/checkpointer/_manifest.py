@@ -1,5 +1,4 @@
-"""`MANIFEST.json`: the size and the SHA-256 of every file of a checkpoint, and of itself; and checking files
-against it.
+"""`MANIFEST.json`, the sizes and hashes of all files of a checkpoint, and checking files against it.
 
 It is the last file that is written and the first that is read. The text has one form only, so that a single
 flipped bit anywhere in it, white space included, is seen.
@@ -12,8 +11,8 @@ import os
 import pathlib
 import re
 import stat
-from collections.abc import Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+import threading
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, BinaryIO, NamedTuple
 
 import axlearn
@@ -197,9 +196,37 @@ def verify_files(ckpt_dir: pathlib.Path, manifest: Manifest, *, names: Iterable[
                 raise _unreadable(e, ckpt_dir, name) from e
             _checked_hash(ckpt_dir, name, sha256=sha256, entry=entry)
 
-    with ThreadPoolExecutor(max_workers=_NUM_HASHING_THREADS) as pool:
-        # Listing consumes the results in order, which raises the first failure.
-        list(pool.map(verify, names))
+    _call_in_threads(verify, list(names))
+
+
+def _call_in_threads(fn: Callable[[str], None], names: list[str]) -> None:
+    """Calls `fn` for each name in a few threads; raises what it raised for the first of them.
+
+    A ThreadPoolExecutor refuses work as soon as the main thread has ended, when a save may still be going on.
+    """
+    failures: dict[int, BaseException] = {}
+    remaining = iter(enumerate(names))
+    lock = threading.Lock()
+
+    def work() -> None:
+        while True:
+            with lock:
+                i, name = next(remaining, (None, ""))
+            if i is None or failures:
+                return
+            try:
+                fn(name)
+            except BaseException as e:
+                failures[i] = e
+
+    num_threads = min(_NUM_HASHING_THREADS, len(names))
+    threads = [threading.Thread(target=work, name=f"checkpoint-hashing-{i}") for i in range(num_threads)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    if failures:
+        raise failures[min(failures)]
 
 
 def read_verified(ckpt_dir: pathlib.Path, manifest: Manifest, *, name: str) -> bytes:

@@ -91,7 +91,12 @@ def _give_name(tmp_dir: pathlib.Path, final_dir: pathlib.Path, *, step: int, fil
     if os.path.lexists(final_dir):
         replaced = new_attempt_path(base_dir, step=step, kind="replaced")
         files.rename(final_dir, replaced)
-    files.rename(tmp_dir, final_dir)
+    try:
+        files.rename(tmp_dir, final_dir)
+    except OSError:
+        if replaced is not None:
+            files.rename(replaced, final_dir)
+        raise
     files.sync_dir(base_dir)
     if replaced is None:
         return
@@ -130,11 +135,13 @@ class BackgroundSave(threading.Thread):
     """
 
     def __init__(self, base_dir: pathlib.Path, *, step: int, on_commit: Callable[[int], None], **kwargs: Any):
-        """Args:
-        base_dir: The folder of all checkpoints.
-        step: The step.
-        on_commit: Is told the step when the checkpoint is there and verified.
-        kwargs: As for `write_checkpoint`.
+        """Makes the thread; `start` starts it.
+
+        Args:
+            base_dir: The folder of all checkpoints.
+            step: The step.
+            on_commit: Is told the step when the checkpoint is there and verified.
+            kwargs: As for `write_checkpoint`.
         """
         super().__init__(name=f"checkpoint-of-step-{step}")
         self.step = step

@@ -1,6 +1,7 @@
 """What `@config_class` does to a class: finds, checks and installs its fields."""
 
 import inspect
+import re
 import types
 from typing import Any
 
@@ -15,6 +16,8 @@ from axlearn.common.config._fields import MISSING, Field, find_bad_dataclass_fie
 from axlearn.common.config._names import public_module, public_qualname
 from axlearn.common.config._types import describe_value
 from axlearn.common.config._values import find_unstorable, unstorable_message
+
+_NAME_PATTERN = re.compile(r"[a-z][a-z0-9_]*")
 
 
 def prepared_fields(cls: Any) -> dict[str, Field]:
@@ -68,16 +71,15 @@ def _refuse_undecorated(cls: Any) -> None:
 
 
 def validate_config_field_name(name: str) -> None:
-    """Checks the name of a field.
+    """Checks the name of a field. (That no method of configs is called so, `config_class` checks.)
 
     Args:
-        name: Lower-case letters, digits and underscores, beginning with a letter; not a method of configs.
+        name: Lower-case letters, digits and underscores, beginning with a letter.
 
     Raises:
         InvalidConfigNameError: If it is not such a name.
     """
-    is_legal = name[:1].isalpha() and all(c == "_" or c.isdigit() or ("a" <= c <= "z") for c in name)
-    if not (is_legal and name[0].islower()):
+    if not _NAME_PATTERN.fullmatch(name):
         raise InvalidConfigNameError(
             error_message(
                 what=f'Invalid config field name "{name}"',

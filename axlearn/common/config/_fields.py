@@ -47,8 +47,7 @@ class Field:
     def check(self, value: Any) -> Optional[Mismatch]:
         """Returns what is wrong with a value for this field, or None.
 
-        None is legal where it is the default, and REQUIRED where it is: that is how sloppy annotations mean
-        it.
+        None is legal where it is the default, and REQUIRED where it is: so sloppy annotations mean it.
         """
         if (value is None or value is REQUIRED) and value is self.default:
             return None

@@ -31,8 +31,8 @@ def register_formatter(predicate: Predicate, formatter: Formatter) -> None:
     """Makes configs accept a kind of value as a leaf, and print it in a fixed way.
 
     Args:
-        predicate: Says of a value whether it is of this kind. It is never asked about plain
-            Python data and functions, and about everything else often: it should be cheap and must not raise.
+        predicate: Says of a value whether it is of this kind. It is never asked about plain Python data and
+            functions, and about everything else often: it should be cheap and must not raise.
         formatter: Returns the text of such a value. Later registrations win over earlier ones.
     """
     _RULES.append(_Rule(predicate, formatter))

@@ -26,11 +26,7 @@ from axlearn.common.config._function import (
 )
 from axlearn.common.config._references import BadReferenceError, reference_to, resolve_reference
 from axlearn.common.config._required import REQUIRED
-from axlearn.common.config._values import (
-    is_config,
-    is_named_tuple,
-    named_values,
-)
+from axlearn.common.config._values import is_config, is_named_tuple, named_values
 
 # The first line of a file: what it is, and by which version of the rules above.
 _FORMAT = "axlearn.config/1"
@@ -84,7 +80,8 @@ def config_from_json(text: str, *, import_prefixes: Sequence[str] = ("axlearn.",
     """
     try:
         document = json.loads(text)
-    except json.JSONDecodeError as e:
+    except (ValueError, RecursionError) as e:
+        # Not JSON, a number with too many digits, or nested too deeply.
         raise ConfigJsonError(error_message(what=f"not JSON ({e})", expected="a config's JSON")) from e
     if not isinstance(document, dict) or document.get("format") != _FORMAT:
         found = document.get("format") if isinstance(document, dict) else type(document).__name__

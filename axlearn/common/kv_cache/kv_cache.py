@@ -15,8 +15,7 @@ class KVCache(BaseKVCache):
 
     They are kept as `[batch, kv_heads, per_head_dim, kv_len]`: the long dim last is what accelerators tile
     best, and what the products of attention read in order. Writes outside of the cache, and of tokens that
-    are not live, go
-    nowhere: what is in the cache is exactly what was decoded.
+    are not live, go nowhere: what is in the cache is exactly what was decoded.
     """
 
     def init_states(self, shape: KVCacheShape) -> dict[str, Any]:

@@ -22,8 +22,7 @@ class Embedding(BaseLayer):
         num_embeddings: Required[int] = REQUIRED
         # Size of a vector.
         dim: Required[int] = REQUIRED
-        # How the vectors that `forward` returns lie on the mesh; one entry a dim. None: as the compiler
-        # likes.
+        # How the vectors of `forward` lie on the mesh; one entry a dim. None: as the compiler likes.
         output_partition_spec: Optional[Any] = None
 
     @classmethod
@@ -49,22 +48,23 @@ class Embedding(BaseLayer):
             input_ids: Ids in [0, num_embeddings).
 
         Returns:
-            The vectors. An id that is too large gives NaN: never silently another id's vector.
+            The vectors. Any other id, also a negative one, gives NaN: never silently another id's vector.
         """
         cfg: Embedding.Config = self.config
-        vectors = jnp.take(self.parameters["weight"], input_ids, axis=0, mode="fill")
+        weight = self.parameters["weight"]
+        vectors = weight.at[input_ids].get(mode="fill", wrap_negative_indices=False)
         return maybe_shard(vectors, cfg.output_partition_spec)
 
     def attend(self, x: Float[Array, "*batch dim"]) -> Float[Array, "*batch num_embeddings"]:
         """Scores vectors against all ids: the output layer that shares its weights with the embedding.
-
-        Reference: Press and Wolf, https://arxiv.org/abs/1608.05859, section 3.
 
         Args:
             x: Vectors.
 
         Returns:
             The product of `x` with the transposed table.
+
+        Reference: Press and Wolf, https://arxiv.org/abs/1608.05859, section 3.
         """
         weight = gather_weight(self.parameters["weight"], self.config.param_partition_spec, dims=[0])
         return jnp.einsum("...d,vd->...v", x, weight)

@@ -31,9 +31,8 @@ from axlearn.common.utils import Nested, NestedTensor, Tensor
 class UpdateType(enum.Enum):
     """What may change a parameter.
 
-    NO_UPDATE: nothing. OPTIMIZERS: its gradient. STATE_UPDATES: the new values that the forward pass
-        computes, such as
-    moving averages of a normalization. ALL_UPDATES: both; new values win.
+    NO_UPDATE: nothing. OPTIMIZERS: its gradient. STATE_UPDATES: the new values that the forward pass computes,
+    such as moving averages of a normalization. ALL_UPDATES: both; new values win.
     """
 
     NO_UPDATE = "no_update"
@@ -122,6 +121,9 @@ class BaseLearner(LearnerModule):
 
         Returns:
             What `fn` returned, and the new parameters.
+
+        Raises:
+            ValueError: If the forward pass has a new value for something that is no parameter.
         """
         fn = self._transform_fn(fn)
         values = opt_param_values(opt_params)

@@ -138,9 +138,7 @@ class Learner(BaseLearner):
         optimized = updates.mask(self.should_update_with_optimizers(updates.opt_params))
         add_per_variable_summaries(optimized, prefixes=self.config.enable_per_variable_summaries)
         transformed = self.optimizer.transform_update(optimized)
-        new_params = _add_deltas(
-            updates.param_values(), transformed.delta_updates, like=self._update_types(updates.opt_params)
-        )
+        new_params = _add_deltas(updates.param_values(), transformed.delta_updates)
         new_params = self._with_inplace_updates(new_params, transformed.inplace_updates)
         self._update_ema(new_params)
         return new_params
@@ -166,10 +164,10 @@ class Learner(BaseLearner):
         return params
 
 
-def _add_deltas(values: NestedTensor, deltas: NestedTensor, *, like: Nested[Any]) -> NestedTensor:
-    """`values + deltas` in the type of `values`, which stay where there is no delta."""
+def _add_deltas(values: NestedTensor, deltas: NestedTensor) -> NestedTensor:
+    """`values + deltas` in the type of `values`, which stay where the delta is None."""
 
-    def add(_: Any, value: Tensor, delta: Optional[Tensor]) -> Tensor:
+    def add(value: Tensor, delta: Optional[Tensor]) -> Tensor:
         return value if delta is None else (value + delta).astype(value.dtype)
 
-    return jax.tree.map(add, like, values, deltas)
+    return jax.tree.map(add, values, deltas)

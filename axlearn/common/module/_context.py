@@ -1,6 +1,4 @@
-"""The invocation context: what a module's methods read and write while they run, kept on a stack per
-thread.
-"""
+"""The invocation context: what methods of modules read and write while they run; each thread has a stack."""
 
 import contextlib
 import dataclasses
@@ -105,9 +103,7 @@ class InvocationContext:
         return InvocationContext(name=name, parent=self, **fields)
 
     def state_of(self, module: "Module") -> NestedTensor:
-        """The part of this state that belongs to `module`: this context's own module, or a descendant of
-        it.
-        """
+        """The part of this state that belongs to `module`, which is this context's own or a descendant."""
         state = self.state
         for name in self.module.path_to_descendant_module(module):
             if state is None:

@@ -6,10 +6,7 @@ from typing import Any, Optional, Union
 import jax
 
 from axlearn.common.config import nearest_names
-from axlearn.common.module._context import (
-    InvocationContext,
-    set_current_context,
-)
+from axlearn.common.module._context import InvocationContext, set_current_context
 from axlearn.common.module._module import Module
 from axlearn.common.module._outputs import OutputCollection, new_output_collection
 from axlearn.common.utils import NestedTensor, Tensor

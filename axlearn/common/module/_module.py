@@ -34,12 +34,11 @@ class Module(Configurable):
     """A configured object with a parent and children.
 
     A module keeps no state of its own: while a method runs, `self.state`, `self.prng_key` and
-        `self.is_training` are
-    those of the thread's current context. A public method of a subclass, called on a child (or on any
-    descendant, or on a shared module), runs in a context made for that child; called on the module that runs
-    already, in the same context. Private methods, and those marked `@nowrap`, run in the context of their
-    caller. Without any context, methods run
-    without one: good for what needs neither state nor random numbers.
+    `self.is_training` are those of the thread's current context. A public method of a subclass, called on a
+    child (or on any descendant, or on a shared module), runs in a context made for that child; called on the
+    module that runs already, in the same context. Private methods, and those marked `@nowrap`, run in the
+    context of their caller. Where there is no context, methods run without one: good for what needs neither
+    state nor random numbers.
     """
 
     @config_class
@@ -227,8 +226,7 @@ class Module(Configurable):
         if context.module is not self:
             raise RuntimeError(
                 f"{self.path()}: the current context belongs to {context.module.path()}. Expected to be "
-                "called by a "
-                "public method, which makes a context; private ones can only be called on `self`."
+                "called by a public method, which makes a context; private ones can only be called on `self`."
             )
         return context
 
@@ -265,9 +263,7 @@ class Module(Configurable):
 
     @contextlib.contextmanager
     def _enter_from(self, context: InvocationContext) -> Iterator[None]:
-        """Enters the context of this module from that of a caller: an ancestor, or one that it is shared
-        with.
-        """
+        """Enters the context of this module from that of an ancestor, or of one that it is shared with."""
         with contextlib.ExitStack() as stack:
             try:
                 names = context.module.path_to_descendant_module(self)
@@ -299,11 +295,10 @@ class Module(Configurable):
             logging.info("%s: %s", self.path(), msg % args if args else msg, stacklevel=2)
 
     def vprint(self, level: int, fmt: str, *args: Any, **kwargs: Any) -> None:
-        """Prints the values of arrays at run time, inside jit too, where the module's level is at least
-        `level`.
+        """Prints the values of arrays at run time, inside jit too.
 
         Args:
-            level: The level.
+            level: The module's level from which on this is heard.
             fmt: As in `jax.debug.print`; the file and the line of the caller are printed before it.
             args: The values.
             kwargs: The named values.
@@ -320,8 +315,8 @@ def _find_shared(context: InvocationContext, module: Module) -> SharedModuleInfo
     except ValueError:
         raise RuntimeError(
             f"{module.path()} was called from the context of {context.module.path()}, of which it is no "
-            "descendant. "
-            "Expected a descendant, or a module that an ancestor shares (`_share_with_descendants`)."
+            "descendant. Expected a descendant, or a module that an ancestor shares "
+            "(`_share_with_descendants`)."
         ) from None
 
 

@@ -38,8 +38,7 @@ class OutputCollection(NamedTuple):
         if taken:
             raise OutputConflictError(
                 f"The outputs of {name!r} are there already (in {', '.join(taken)}): it was called before "
-                "in this "
-                "context. To call a child twice, give each call a name of its own: "
+                "in this context. To call a child twice, give each call a name of its own: "
                 f"`with child_context('{name}_again', module=self.{name}):`."
             )
         child = new_output_collection()

@@ -6,11 +6,7 @@ from typing import Any, Optional
 
 import jax
 
-from axlearn.common.module._context import (
-    InvocationContext,
-    current_context,
-    set_current_context,
-)
+from axlearn.common.module._context import InvocationContext, current_context, set_current_context
 from axlearn.common.module._module import Module
 from axlearn.common.module._outputs import OutputCollection, new_output_collection
 from axlearn.common.summary import accumulate_summaries

@@ -1,6 +1,4 @@
-"""How a public method of a module comes to run in a context of its own: it is wrapped when its class is
-made.
-"""
+"""How public methods of modules come to run in contexts of their own: classes are made with them wrapped."""
 
 import functools
 import inspect
@@ -89,9 +87,7 @@ def _in_own_context(fn: Callable[..., Any]) -> Callable[..., Any]:
 def _note_failure(
     e: Exception, module: Any, method: str, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> None:
-    """Adds the dotted path of the innermost module that failed, once; for a TypeError also the types of
-    arguments.
-    """
+    """Notes the path of the innermost module that failed, once; on a TypeError also the types of arguments."""
     if any(note.startswith(_NOTE_PREFIX) for note in getattr(e, "__notes__", ())):
         return
     note = f"{_NOTE_PREFIX}{module.path()} ({type(module).__qualname__}.{method})"

@@ -68,8 +68,9 @@ def clip_by_global_norm(
 def clip_by_block_rms(
     threshold: Optional[float], *, summary_suffix: Optional[str] = None
 ) -> PartitionedGradientTransformation:
-    """Scales each array so that its root mean square is at most `threshold`; layers of a Repeat count one by
-    one.
+    """Scales each array so that its root mean square is at most `threshold`.
+
+    The layers of a Repeat count one by one.
 
     Args:
         threshold: The greatest root mean square; None: any.

@@ -1,5 +1,6 @@
 """From optax's transformations to ours, and from parts to a whole."""
 
+from collections.abc import Callable
 from typing import Any, Optional
 
 import jax
@@ -48,7 +49,9 @@ def no_state_partition(param_specs: Nested[ParameterSpec]) -> optax.EmptyState:
     return optax.EmptyState()
 
 
-def stateless(update_one_tree) -> PartitionedGradientTransformation:
+def stateless(
+    update_tree: Callable[[Nested[Tensor], NestedOptParam], Nested[Tensor]],
+) -> PartitionedGradientTransformation:
     """A transformation without state, from a function of the updates and the parameters."""
 
     def init_fn(params: NestedOptParam) -> optax.EmptyState:
@@ -56,7 +59,7 @@ def stateless(update_one_tree) -> PartitionedGradientTransformation:
         return optax.EmptyState()
 
     def update_fn(updates: Nested[Tensor], state: Any, params: NestedOptParam) -> tuple[Any, Any]:
-        return update_one_tree(updates, params), state
+        return update_tree(updates, params), state
 
     return PartitionedGradientTransformation(init=init_fn, update=update_fn, partition=no_state_partition)
 
@@ -112,6 +115,9 @@ def chain(*args: ConfigOr[PartitionedGradientTransformation]) -> PartitionedGrad
 
     Returns:
         A transformation whose state is the tuple of their states.
+
+    Raises:
+        TypeError: If one is not a partitioned transformation.
     """
     parts = [_instantiate_one(arg, where=f"chain.args[{i}]") for i, arg in enumerate(args)]
 
@@ -139,6 +145,9 @@ def named_chain(**kwargs: ConfigOr[PartitionedGradientTransformation]) -> Partit
 
     Returns:
         A transformation whose state is the dict of their states.
+
+    Raises:
+        TypeError: If one is not a partitioned transformation.
     """
     parts = {name: _instantiate_one(arg, where=f"named_chain.{name}") for name, arg in kwargs.items()}
 

@@ -67,8 +67,9 @@ def add_decayed_weights(
     learning_rate: Optional[schedule.Schedule] = None,
     per_param_scale: Optional[ConfigOr[PerParamFn]] = None,
 ) -> PartitionedGradientTransformation:
-    """Adds `weight_decay * scale * parameter` to the updates: it belongs after the moments, before the sign
-    turns.
+    """Adds `weight_decay * scale * parameter` to the updates.
+
+    It belongs after the moments, and before the sign turns.
 
     Args:
         weight_decay: The rate, at least 0.
@@ -131,8 +132,9 @@ def add_decayed_weights(
 def l2_regularizer(
     regularizer_weight: float = 0.0, *, per_param_scale: Optional[ConfigOr[PerParamFn]] = None
 ) -> PartitionedGradientTransformation:
-    """Adds the gradient of `regularizer_weight / 2 * scale * sum(parameter ** 2)`: it belongs before the
-    moments.
+    """Adds the gradient of `regularizer_weight / 2 * scale * sum(parameter ** 2)`.
+
+    It belongs before the moments.
 
     Args:
         regularizer_weight: The weight of the penalty.

@@ -6,11 +6,7 @@ import optax
 
 from axlearn.common.base_layer import ParameterSpec
 from axlearn.common.optimizer_base import PartitionedGradientTransformation
-from axlearn.common.optimizers._compose import (
-    copy_partition,
-    scalar_spec,
-    with_partition_fn,
-)
+from axlearn.common.optimizers._compose import copy_partition, scalar_spec, with_partition_fn
 from axlearn.common.optimizers._per_param import per_param_scale_by_rms, scale_update_per_param
 from axlearn.common.utils import Nested
 

@@ -126,8 +126,9 @@ def root_mean_square(x: Tensor) -> Tensor:
 
 
 def per_param_scale_by_rms(*, min_scale: float = 1e-4) -> PerParamFn:
-    """The root mean square of each parameter, so that updates are relative to it; layers of a Repeat count
-    one by one.
+    """The root mean square of each parameter, so that updates are relative to it.
+
+    The layers of a Repeat count one by one.
 
     Args:
         min_scale: The least scale, so that parameters that start at zero can leave it.

@@ -81,8 +81,8 @@ def adamw_decoupled_optimizer(
         adam_update_transformation: Applied to Adam's update before the learning rate; None: nothing is.
 
     Returns:
-        The optimizer. Without `adam_update_transformation` its state has the moments at 0 and counts at 1 and
-        3.
+        The optimizer. Without `adam_update_transformation` its state has the moments at 0, and counts at 1
+        and 3.
 
     Reference:
         Loshchilov and Hutter, Decoupled weight decay regularization (https://arxiv.org/abs/1711.05101),
@@ -141,8 +141,8 @@ def sgd_optimizer(
 
     Args:
         learning_rate: The schedule of everything.
-        decouple_weight_decay: Whether weight decay comes after the momentum, as `learning_rate * weight_decay
-            * p`, as opposed to being part of the gradient.
+        decouple_weight_decay: Whether weight decay comes after the momentum, as
+            `learning_rate * weight_decay * p`, as opposed to being part of the gradient.
         momentum: Decay of the sum of gradients.
         weight_decay: The rate of decay, or the weight of the penalty.
         weight_decay_per_param_scale: See `add_decayed_weights`.

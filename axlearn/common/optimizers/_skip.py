@@ -56,6 +56,9 @@ def drop_norm_by_grad_norm_ema(
 
     Returns:
         The function.
+
+    Raises:
+        ValueError: If there are no multipliers, or one is not above 0.
     """
     _check_multipliers("drop_norm_by_grad_norm_ema", multipliers)
 
@@ -78,6 +81,9 @@ def drop_norm_by_grad_norm_stddev(
 
     Returns:
         The function.
+
+    Raises:
+        ValueError: If there are no multipliers, or one is not above 0.
     """
     _check_multipliers("drop_norm_by_grad_norm_stddev", multipliers)
 

@@ -187,7 +187,10 @@ def _read(folder: pathlib.Path, *, fingerprint: str) -> TokenCache:
                 raise _CorruptCacheError(f"{name} has another content than {_MANIFEST} says")
         dtype = np.dtype({"uint16": np.uint16, "uint32": np.uint32}[manifest["dtype"]])
         names = tuple(json.loads((folder / _NAMES).read_text(encoding="utf-8")))
-    except (OSError, KeyError, TypeError, json.JSONDecodeError) as e:
+    except _CorruptCacheError:
+        raise
+    except (OSError, KeyError, TypeError, ValueError) as e:
+        # Not only what is no JSON: bytes that are not UTF-8 are a ValueError too.
         raise _CorruptCacheError(f"{type(e).__name__}: {e}") from e
     return TokenCache(
         fingerprint=fingerprint,

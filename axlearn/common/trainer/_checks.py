@@ -51,6 +51,15 @@ def _problems(cfg: Any) -> list[str]:
                 expected="a dtype such as jnp.float32",
             )
         )
+    # Written so that NaN is refused as well.
+    if not cfg.max_step >= 0:
+        problems.append(
+            error_message(
+                where=f"{cfg.name}.max_step",
+                what=f"{cfg.max_step} is not a number of steps",
+                expected="at least 0, or infinity for all of the data",
+            )
+        )
     if cfg.log_every_n_steps is not None and cfg.log_every_n_steps < 1:
         problems.append(
             error_message(

@@ -12,8 +12,8 @@ class MetricsFile:
 
     A run that is killed and continues writes the steps behind its last checkpoint a second time, with equal
     values: of several records of a step the last one counts. A last line that a kill left unfinished is
-        removed when the file
-    is opened. Each record is handed to the operating system at once, so a kill of the process loses none.
+    removed when the file is opened. Each record is handed to the operating system at once, so a kill of the
+    process loses none.
 
     Numbers are written with `repr`'s precision, so that reading them gives the same bits; those that JSON
     lacks are written as the strings "nan", "inf" and "-inf".

@@ -25,44 +25,34 @@ class PreparedBatch(NamedTuple):
         arrays: The batch as global arrays.
         position: The iterator's state behind this batch: what to save once the batch has been used.
         num_tokens: Positions that are not padding.
-        num_live_targets: Targets that enter the loss.
-        seq_len: Positions of a row; None if the batch has no `input_ids`.
     """
 
     arrays: NestedTensor
     position: Optional[dict[str, Any]]
     num_tokens: int
-    num_live_targets: int
-    seq_len: Optional[int]
 
 
 class _Failure(NamedTuple):
     error: BaseException
 
 
-def count_tokens(batch: dict[str, np.ndarray]) -> tuple[int, int, Optional[int]]:
-    """Returns (positions that are not padding, live targets, row length) of a batch of token rows.
+def count_tokens(batch: dict[str, np.ndarray]) -> int:
+    """Returns the positions of a batch of token rows that are not padding.
 
     A batch with `input_segment_ids` marks its padding by segment 0; without them every position counts. A
     batch without `input_ids` counts its rows as tokens.
     """
     if "input_ids" not in batch:
-        num_rows = max((len(leaf) for leaf in jax.tree.leaves(batch)), default=0)
-        return num_rows, num_rows, None
-    ids = batch["input_ids"]
+        return max((len(leaf) for leaf in jax.tree.leaves(batch)), default=0)
     segment_ids = batch.get("input_segment_ids")
-    labels = batch.get("target_labels")
-    num_tokens = int(ids.size if segment_ids is None else np.count_nonzero(segment_ids))
-    num_live = int(ids.size if labels is None else np.count_nonzero(labels >= 0))
-    return num_tokens, num_live, ids.shape[-1]
+    return int(batch["input_ids"].size if segment_ids is None else np.count_nonzero(segment_ids))
 
 
 class BatchPrefetcher:
     """Hands out prepared batches in order; what goes wrong in the thread is raised where the batch is taken.
 
     The thread also is the brake of the loop: it prepares batch i only when step i - 4 has finished on the
-        device, so
-    the loop itself never has to wait for the device between the steps at which something is due.
+    device, so the loop itself never has to wait for the device between the steps at which something is due.
 
     Args:
         iterator: The input's iterator; from `start` on only the thread touches it. `get_state` is called
@@ -140,8 +130,7 @@ class BatchPrefetcher:
         batch = next(self._iterator)
         get_state = getattr(self._iterator, "get_state", None)
         position = None if get_state is None else get_state()
-        num_tokens, num_live_targets, seq_len = count_tokens(batch)
-        return PreparedBatch(self._prepare(batch), position, num_tokens, num_live_targets, seq_len)
+        return PreparedBatch(self._prepare(batch), position, count_tokens(batch))
 
     def _put(self, item: PreparedBatch | _Failure) -> None:
         while not self._stopping.is_set():

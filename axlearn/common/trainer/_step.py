@@ -23,8 +23,8 @@ def as_cast_fns(train_dtype: Any) -> tuple[CastFn, CastFn]:
 
     Args:
         train_dtype: A dtype: floating-point parameters and inputs are cast to it. A config of a function from
-            the parameters to a tree of their types: each parameter is cast to its own, and inputs stay. None:
-                all stays.
+            the parameters to a tree of their types: each parameter is cast to its own, and inputs stay.
+            None: all stays.
     """
     if not isinstance(train_dtype, InstantiableConfig):
         cast = lambda tree: cast_floats(tree, train_dtype)  # noqa: E731

@@ -63,13 +63,13 @@ class StepTracer:
         if self._last_step is not None and step >= self._last_step:
             jax.block_until_ready(outputs)
             self.close()
-            logging.info("Wrote a profile up to step %d into %s.", step, self._folder)
 
     def close(self) -> None:
         """Ends a profile that is being recorded."""
         if self._last_step is not None:
             self._last_step = None
             jax.profiler.stop_trace()
+            logging.info("Wrote a profile into %s.", self._folder)
 
 
 def _set_device_level(options: jax.profiler.ProfileOptions, level: int) -> None:

@@ -20,8 +20,10 @@ from axlearn.common.config import (
     REQUIRED,
     InstantiableConfig,
     Required,
+    RequiredFieldMissingError,
     config_class,
     error_message,
+    join_messages,
     maybe_instantiate,
 )
 from axlearn.common.evaler import SpmdEvaler, maybe_set_fields
@@ -62,9 +64,9 @@ class SpmdTrainer(Module):
     """Trains a model on a mesh of devices, as one program over all of them.
 
     The position in the data is part of every checkpoint, for every input whose iterator can tell it: such a
-        position is
-    one small JSON value, the same for any number of processes, and a run that lost it would train on the same
-    data twice. `save_input_iterator=True` adds that an input which cannot tell its position is refused.
+    position is one small JSON value, the same for any number of processes, and a run that lost it would train
+    on the same data twice. `save_input_iterator=True` adds that an input which cannot tell its position is
+    refused.
     """
 
     @config_class
@@ -178,31 +180,39 @@ class SpmdTrainer(Module):
             self._programs.batch_specs()
 
     def _add_children(self) -> None:
+        """Adds all children; what is missing in several of them is one error."""
         cfg = self.config
         partition_spec = PartitionSpec(batch_axis_names(cfg.batch_axis_names))
-        self._add_child("input", maybe_set_fields(cfg.input, is_training=True, partition_spec=partition_spec))
-        self._add_child("model", cfg.model)
-        self._add_child("learner", cfg.learner)
-        self._add_child(
-            "summary_writer",
-            maybe_set_fields(cfg.summary_writer, dir=os.path.join(cfg.dir, "summaries", "train_train")),
-        )
-        self._add_child(
-            "checkpointer",
-            maybe_set_fields(cfg.checkpointer, dir=os.path.join(cfg.dir, "checkpoints"), trainer_dir=cfg.dir),
-        )
-        self._evalers = {}
+        children = {
+            "input": maybe_set_fields(cfg.input, is_training=True, partition_spec=partition_spec),
+            "model": cfg.model,
+            "learner": cfg.learner,
+            "summary_writer": maybe_set_fields(
+                cfg.summary_writer, dir=os.path.join(cfg.dir, "summaries", "train_train")
+            ),
+            "checkpointer": maybe_set_fields(
+                cfg.checkpointer, dir=os.path.join(cfg.dir, "checkpoints"), trainer_dir=cfg.dir
+            ),
+        }
+        missing: list[RequiredFieldMissingError] = []
+        for name, child_cfg in children.items():
+            with _collecting(missing):
+                self._add_child(name, child_cfg)
+        self._evalers: dict[str, SpmdEvaler] = {}
         for name, evaler_cfg in cfg.evalers.items():
-            self._evalers[name] = self._add_child(
-                name,
-                evaler_cfg.clone(
-                    input=maybe_set_fields(evaler_cfg.input, partition_spec=partition_spec),
-                    summary_writer=maybe_set_fields(
-                        evaler_cfg.summary_writer, dir=os.path.join(cfg.dir, "summaries", name)
-                    ),
+            evaler_cfg = evaler_cfg.clone(
+                input=maybe_set_fields(evaler_cfg.input, partition_spec=partition_spec),
+                summary_writer=maybe_set_fields(
+                    evaler_cfg.summary_writer, dir=os.path.join(cfg.dir, "summaries", name)
                 ),
-                model=self.model,
             )
+            with _collecting(missing):
+                self._evalers[name] = self._add_child(name, evaler_cfg, model=self.children.get("model"))
+        if len(missing) == 1:
+            raise missing[0]
+        if missing:
+            heading = f"{len(missing)} parts of {self.path()} lack required fields:"
+            raise RequiredFieldMissingError(join_messages([str(e) for e in missing], heading=heading))
 
     # What a run is made of.
 
@@ -293,23 +303,13 @@ class SpmdTrainer(Module):
             Exception: Whatever reading the data, restoring and saving raise.
         """
         cfg = self.config
-        with contextlib.ExitStack() as stack:
-            signals = stack.enter_context(StopSignals())
-            stack.enter_context(self.mesh())
-            if self._recorder is not None:
-                stack.enter_context(self._recorder.maybe_monitor_all())
-            if cfg.context_manager is not None:
-                stack.enter_context(_context_of(cfg.context_manager))
-            stack.callback(self.progress.close)
-            for writer in (
-                self.summary_writer,
-                *(evaler.summary_writer for evaler in self._evalers.values()),
-            ):
-                stack.callback(writer.close)
-            stack.callback(self.checkpointer.stop)
+        with StopSignals() as signals, self._surroundings():
             self.record(Event.START_JOB)
             with self.record_event(EventType.TRAINING_PREPARATION):
                 iterator = self._open_input()
+                for evaler in self._evalers.values():
+                    # Data that is not there is an error now, and not at the first evaluation.
+                    evaler.input.batches()
                 self.restore_or_init(prng_key)
             if on_ready is not None:
                 on_ready()
@@ -318,9 +318,9 @@ class SpmdTrainer(Module):
                     f"There is nothing to do: step {self._step} is max_step={cfg.max_step} or beyond."
                 )
                 return None
-            loop = stack.enter_context(self._loop(iterator, signals=signals))
-            outputs = loop.run()
-            self.wait_until_saved()
+            with self._loop(iterator, signals=signals) as loop:
+                outputs = loop.run()
+                self.wait_until_saved()
             self.record(Event.END_JOB)
             self.progress.message(f"Finished at step {self._step}.")
             if outputs is None:
@@ -411,6 +411,22 @@ class SpmdTrainer(Module):
         )
 
     # The parts of `run`.
+
+    @contextlib.contextmanager
+    def _surroundings(self) -> Iterator[None]:
+        """What a run stands in: its mesh, those who watch it, and what has to be closed behind it."""
+        cfg = self.config
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(self.mesh())
+            if self._recorder is not None:
+                stack.enter_context(self._recorder.maybe_monitor_all())
+            if cfg.context_manager is not None:
+                stack.enter_context(_context_of(cfg.context_manager))
+            stack.callback(self.progress.close)
+            for owner in (self, *self._evalers.values()):
+                stack.callback(owner.summary_writer.close)
+            stack.callback(self.checkpointer.stop)
+            yield
 
     def _open_input(self) -> Iterator[dict[str, np.ndarray]]:
         iterator = self.input.batches()
@@ -567,6 +583,15 @@ class SpmdTrainer(Module):
         if self._peak is None:
             self._peak = peak
             self.progress.message(f"MFU is of {peak.flops_per_second / 1e9:,.1f} GFLOP/s: {peak.source}.")
+
+
+@contextlib.contextmanager
+def _collecting(missing: list[RequiredFieldMissingError]) -> Iterator[None]:
+    """Adds to `missing` what a config below lacks, in place of raising it."""
+    try:
+        yield
+    except RequiredFieldMissingError as e:
+        missing.append(e)
 
 
 def _context_of(context_manager: Any) -> contextlib.AbstractContextManager[Any]:

@@ -1,6 +1,4 @@
-"""Arrays and where they live: trees of arrays, device meshes, shardings, and what to keep for the backward
-pass.
-"""
+"""Arrays and where they live: trees, device meshes, shardings, and what to keep for the backward pass."""
 
 from axlearn.common.utils._mesh import HybridMeshShape as HybridMeshShape
 from axlearn.common.utils._mesh import MeshShape as MeshShape

@@ -37,9 +37,7 @@ class HybridMeshShape:
 
 
 def _legal_shape(mesh_shape: Sequence[int], num_devices: int) -> tuple[int, ...]:
-    """A shape near `mesh_shape` whose product is `num_devices`: the last axis that can make up for it
-    changes.
-    """
+    """A shape near `mesh_shape` whose product is `num_devices`: the last axis that can make it so changes."""
     for axis in reversed(range(len(mesh_shape))):
         others = math.prod(size for i, size in enumerate(mesh_shape) if i != axis)
         if others > 0 and num_devices % others == 0:
@@ -139,8 +137,7 @@ def _split_over_granules(
         raise ValueError(
             f"mesh_shape={shape}: {which}, the first that is longer than 1, has size {shape[axis]}, which "
             f"{num_granules} slices or processes do not divide. Expected a multiple of {num_granules} "
-            "there, or a "
-            "HybridMeshShape that says how the mesh extends over them."
+            "there, or a HybridMeshShape that says how the mesh extends over them."
         )
     return HybridMeshShape(
         ici_mesh_shape=(*shape[:axis], shape[axis] // num_granules, *shape[axis + 1 :]),
@@ -241,8 +238,7 @@ def build_mesh(
     if len(mesh_shape) != len(names):
         raise ValueError(
             f"mesh_shape={mesh_shape} has {len(mesh_shape)} axes, but mesh_axis_names={names} has "
-            f"{len(names)}. "
-            "Expected one size per name."
+            f"{len(names)}. Expected one size per name."
         )
     return jax_compat.auto_mesh(
         _create_device_mesh(mesh_shape, devices=devices, axis_names=names), axis_names=names
@@ -251,15 +247,11 @@ def build_mesh(
 
 @contextlib.contextmanager
 def use_mesh(mesh: Mesh) -> Iterator[Mesh]:
-    """Makes `mesh` the mesh of the current thread inside the `with` block; may not be entered while jit
-    traces.
-    """
+    """Makes `mesh` the mesh of the current thread inside a `with` block; not to be entered while jit traces."""
     with jax_compat.set_mesh(mesh):
         yield mesh
 
 
 def current_mesh() -> Union[Mesh, AbstractMesh, None]:
-    """The mesh that `use_mesh` set in this thread, or None. While jit traces: its abstract form, without
-    devices.
-    """
+    """The mesh that `use_mesh` set in this thread, or None; while jit traces, its form without devices."""
     return jax_compat.get_mesh()

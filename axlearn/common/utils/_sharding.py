@@ -1,6 +1,4 @@
-"""Where arrays live: specs of arrays, sharding constraints, and the way of a batch from the host to the
-mesh.
-"""
+"""Where arrays live: specs, sharding constraints, and the way of a batch from the host to the mesh."""
 
 import dataclasses
 import enum
@@ -108,9 +106,8 @@ class DataPartitionType(enum.Enum):
     """How host arrays become global arrays.
 
     FULL: the first dimension is split over all axes of the mesh. REPLICATED: every device has everything.
-        BATCH: the
-    first dimension is split over the axes "data" and "fsdp", the second over "seq", as far as the mesh has
-    them.
+    BATCH: the first dimension is split over the axes "data" and "fsdp", the second over "seq", as far as the
+    mesh has them.
     """
 
     FULL = "full"
@@ -124,9 +121,7 @@ def input_partition_spec() -> PartitionSpec:
 
 
 def data_partition_type_to_spec(partition: Union[DataPartitionType, PartitionSpec]) -> PartitionSpec:
-    """The partition spec of a `DataPartitionType` on the mesh of the current thread; a spec is returned as it
-    is.
-    """
+    """The spec of a `DataPartitionType` on the mesh of the current thread; what is a spec stays as it is."""
     if not isinstance(partition, DataPartitionType):
         return partition
     if partition == DataPartitionType.FULL:
@@ -143,9 +138,8 @@ def _check_divides(path: str, shape: Sequence[int], *, spec: PartitionSpec, mesh
         if shape[dim] % num_shards != 0:
             raise ValueError(
                 f"{path or 'array'}: dimension {dim} has size {shape[dim]}, which the {num_shards} shards "
-                "of mesh axes "
-                f"{axes} do not divide. Expected a multiple of {num_shards}; change the batch size or the "
-                "mesh shape."
+                f"of mesh axes {axes} do not divide. Expected a multiple of {num_shards}; change the batch "
+                "size or the mesh shape."
             )
 
 

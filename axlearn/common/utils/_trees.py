@@ -1,6 +1,4 @@
-"""Trees of arrays: paths, look-up by path, pruning, casting, and dicts whose values are stacked over
-layers.
-"""
+"""Trees of arrays: paths, look-up by path, pruning, casting, and dicts of values stacked over layers."""
 
 import dataclasses
 import re
@@ -169,6 +167,7 @@ def set_recursively(
 
     Raises:
         ValueError: If `path` is empty.
+        TypeError: If there is a leaf on the way.
     """
     parts = _path_parts(path, separator)
     if not parts:

@@ -77,6 +77,22 @@ def test_ragged_chunks_equal_the_whole_sequence(live_lens):
             np.testing.assert_array_equal(leaf, np.full([2, _BATCH], _SEQ))
 
 
+def test_tokens_beyond_the_end_of_the_cache_are_nan_and_leave_the_others_alone():
+    # The last row runs over in the middle of a chunk and goes on; there is room for 7 tokens.
+    live_lens = np.array([[3, 4, 4], [0, 2, 4], [4, 0, 1]])
+    states, outputs, times = _decode(_STACK, _PARAMS, _EXTEND, live_lens, max_len=7)
+    for row, time in enumerate(times):
+        np.testing.assert_allclose(
+            outputs[row, : min(time, 7)], _OUTPUTS[row, : min(time, 7)], rtol=1e-4, atol=1e-5
+        )
+    assert times[2] == 9
+    assert np.isnan(outputs[2, 7:]).all()
+    # Neither a row that is full and does not go on nor tokens that are not live make a NaN.
+    junk = jnp.full([_BATCH, _CHUNK, DIM], 77.0)
+    _, step = _EXTEND(_PARAMS, cached_states=states, data=junk, live_step_len=jnp.zeros([_BATCH], int))
+    assert np.isfinite(step.data).all()
+
+
 def test_prefill_and_single_steps_equal_the_whole_sequence():
     states = _STACK.init_states(batch_size=_BATCH, max_len=_SEQ + 5)
     states, output = _EXTEND(_PARAMS, cached_states=states, data=_X[:, :6])

@@ -19,6 +19,7 @@ from axlearn.common.checkpointer import (
     DirectoryInUseError,
     TensorStoreStateStorage,
     load_checkpoint,
+    verify_checkpoint,
 )
 from axlearn.common.checkpointer._file_ops import FileOps
 from tests.common.checkpointer.harness import (
@@ -32,6 +33,10 @@ from tests.common.checkpointer.harness import (
     save_steps,
     specs_of,
 )
+
+
+def _env_of_a_script() -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": str(pathlib.Path(__file__).resolve().parents[3])}
 
 
 class Failing(Hooked):
@@ -230,6 +235,33 @@ def test_waiting_for_a_disk_that_hangs_ends_with_the_step_and_the_time(tmp_path)
         checkpointer._save_under_way.join()
 
 
+def test_a_process_that_ends_without_stop_ends_after_its_save(tmp_path):
+    script = f"""
+        import numpy as np
+        from axlearn.common.checkpointer import Checkpointer
+        checkpointer = Checkpointer.default_config().set(name="c", dir={str(tmp_path)!r}).instantiate(parent=None)
+        checkpointer.save(step=1, state={{"x": np.zeros(3)}})
+    """
+    subprocess.run([sys.executable, "-c", textwrap.dedent(script)], check=True, env=_env_of_a_script())
+    verify_checkpoint(tmp_path / "step_00000001")
+
+
+def test_a_checkpoint_whose_successor_cannot_have_its_name_keeps_it(tmp_path):
+    save_steps(tmp_path, 1)
+    refused = []
+
+    def refuse_the_rename_from_tmp(kind: str, path: pathlib.Path) -> None:
+        if kind == "rename" and ".tmp-" in path.name and not refused:
+            refused.append(path)
+            raise OSError(errno.EIO, "Input/output error", str(path))
+
+    with opened(tmp_path, files=Hooked(refuse_the_rename_from_tmp)) as checkpointer:
+        checkpointer.save(step=1, state=make_state(2))
+        with pytest.raises(CheckpointSaveError, match="the newest is step_00000001"):
+            checkpointer.wait_until_finished()
+        assert_same(checkpointer.restore(state=specs_of(make_state(1))).state, make_state(1))
+
+
 # One writer.
 
 
@@ -256,9 +288,8 @@ def test_the_lease_of_a_process_that_was_killed_is_free(tmp_path):
         print("held", flush=True)
         time.sleep(60)
     """
-    env = {**os.environ, "PYTHONPATH": str(pathlib.Path(__file__).resolve().parents[3])}
     command = [sys.executable, "-c", textwrap.dedent(script)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=env) as process:
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=_env_of_a_script()) as process:
         assert process.stdout.readline() == "held\n"
         with opened(tmp_path) as checkpointer:
             with pytest.raises(DirectoryInUseError, match=rf"\(process {process.pid} on .* since 20"):
@@ -266,6 +297,39 @@ def test_the_lease_of_a_process_that_was_killed_is_free(tmp_path):
             process.kill()
             process.wait()
             assert checkpointer.restore(state={}).step is None
+
+
+def test_a_disk_that_has_no_room_for_the_holders_name_is_swept_all_the_same(tmp_path, monkeypatch, caplog):
+    leftover = tmp_path / "step_00000002.tmp-00000000deadbeef"
+    leftover.mkdir()
+
+    def no_room(*args):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "pwrite", no_room)
+    with opened(tmp_path) as first, opened(tmp_path) as second:
+        assert first.restore(state={}).step is None
+        with pytest.raises(DirectoryInUseError):
+            second.restore(state={})
+    assert not leftover.exists()
+    assert "cannot say who holds it ([Errno 28] No space left on device)" in caplog.text
+
+
+def test_leftovers_that_cannot_be_removed_are_an_error_until_they_can(tmp_path, monkeypatch):
+    leftover = tmp_path / "step_00000002.tmp-00000000deadbeef"
+    leftover.mkdir()
+
+    def refuse(path, *args, **kwargs):
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    with opened(tmp_path) as checkpointer:
+        with monkeypatch.context() as patch:
+            patch.setattr(shutil, "rmtree", refuse)
+            for _ in range(2):
+                with pytest.raises(PermissionError, match="deadbeef"):
+                    checkpointer.restore(state={})
+        assert checkpointer.restore(state={}).step is None
+    assert not leftover.exists()
 
 
 def test_a_folder_that_cannot_be_made_is_an_error_in_one_sentence(tmp_path):

@@ -37,6 +37,7 @@ from tests.common.checkpointer.harness import (
     save_steps,
     specs_of,
 )
+from tests.fixtures_reference import TAR as REFERENCE_RUN
 
 
 def test_a_state_comes_back_as_it_was_saved(tmp_path):
@@ -211,10 +212,8 @@ def test_the_index_is_the_json_that_axlearn_writes(tmp_path):
     )
 
 
-def test_the_index_of_the_reference_is_rebuilt_byte_for_byte(shared_dir):
-    if shared_dir is None:
-        return  # A checkout by itself has no reference material.
-    with tarfile.open(shared_dir / "fixtures/reference-fuji-test-v2.tar.gz") as archive:
+def test_the_index_of_the_reference_is_rebuilt_byte_for_byte():
+    with tarfile.open(REFERENCE_RUN) as archive:
         member = next(m for m in archive.getmembers() if m.name.endswith("step_00000003/index"))
         text = archive.extractfile(member).read().decode()
     arrays = {}

@@ -265,7 +265,18 @@ def test_only_prefixes_that_were_allowed_are_imported():
 
 
 @pytest.mark.parametrize(
-    "text", ["", "[]", "{}", '{"format": "other"}', '{"format": "axlearn.config/1"}', "NaN{"]
+    "text",
+    [
+        "",
+        "[]",
+        "{}",
+        '{"format": "other"}',
+        '{"format": "axlearn.config/1"}',
+        "NaN{",
+        "[" * 100_000,
+        "1" * 5_000,
+    ],
+    ids=lambda text: text[:20],
 )
 def test_other_texts_are_refused(text):
     with pytest.raises(ConfigJsonError):

@@ -51,6 +51,10 @@ def test_the_second_time_nothing_is_tokenised(corpus_dir, vocab, tmp_path, monke
     assert first.fingerprint == second.fingerprint
 
 
+def _make_undecodable(path):
+    path.write_bytes(b"\xff" + path.read_bytes()[1:])
+
+
 def _flip(path):
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
@@ -61,7 +65,8 @@ def _flip(path):
     "name", ["tokens.bin", "offsets.npy", "num_bytes.npy", "names.json", "MANIFEST.json"]
 )
 @pytest.mark.parametrize(
-    "damage", [_flip, lambda p: p.unlink(), lambda p: p.write_bytes(p.read_bytes()[:-1])]
+    "damage",
+    [_flip, _make_undecodable, lambda p: p.unlink(), lambda p: p.write_bytes(p.read_bytes()[:-1])],
 )
 def test_a_damaged_cache_is_made_anew_with_a_warning(
     corpus_dir, vocab, tmp_path, caplog, name, damage, request

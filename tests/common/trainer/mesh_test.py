@@ -75,6 +75,7 @@ def test_what_is_refused_is_said_in_a_few_lines(golden):
         "a model without a type": _refusal(model=trainer_config().model.set(dtype=None)),
         "machinery of another version": _refusal(device_monitor=trainer_config().model),
         "an illegal number of steps": _refusal(log_every_n_steps=0),
+        "a run that ends before it begins": _refusal(max_step=-1),
         "several at once": _refusal(prune_empty_state_updates=False, log_every_n_steps=-1),
     }
     golden("errors/trainer.txt", "\n".join(f"--- {name}\n{text}" for name, text in cases.items()) + "\n")

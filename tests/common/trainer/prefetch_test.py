@@ -128,15 +128,14 @@ def test_the_position_is_that_of_the_last_batch_used_not_of_the_last_one_read():
     assert next(counter)["x"][0] == 7
 
 
-def test_padding_is_no_token_and_a_dead_label_no_target():
+def test_padding_is_no_token():
     segment_ids = np.array([[1, 1, 2, 0], [1, 0, 0, 0]])
-    labels = np.array([[5, -1, 6, -1], [7, -1, -1, -1]])
-    batch = {"input_ids": np.zeros([2, 4], int), "input_segment_ids": segment_ids, "target_labels": labels}
-    assert count_tokens(batch) == (4, 3, 4)
+    batch = {"input_ids": np.zeros([2, 4], int), "input_segment_ids": segment_ids}
+    assert count_tokens(batch) == 4
     del batch["input_segment_ids"]
-    assert count_tokens(batch) == (8, 3, 4)
-    assert count_tokens({"image": np.zeros([3, 8, 8])}) == (3, 3, None)
-    assert count_tokens({}) == (0, 0, None)
+    assert count_tokens(batch) == 8
+    assert count_tokens({"image": np.zeros([3, 8, 8])}) == 3
+    assert count_tokens({}) == 0
 
 
 def test_the_context_of_the_thread_is_entered_in_it():
