@@ -27,14 +27,11 @@ _AXES = {
 }
 
 
-def test_double_sharding_prints_as_in_the_reference_dump(shared_dir):
-    if shared_dir is None:
-        return
-    dump = shared_dir / "golden" / "axlearn.experiments.text.gpt.c4_trainer" / "fuji-test-v1.txt"
+def test_double_sharding_prints_as_in_the_reference_dump(reference_dump):
     prefix = "model.decoder.transformer.layer."
     expected = [
         line.removeprefix(prefix)
-        for line in dump.read_text().splitlines()
+        for line in reference_dump
         if line.startswith(prefix) and "partition_spec" in line
     ]
     cfg = llama_layer_config()
