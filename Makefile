@@ -5,7 +5,7 @@ RUN ?= runs/fuji-tiny
 PROMPT ?= def read_lines(path):
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-dev train test test-faults check format lint types layers golden lock clean
+.PHONY: help setup setup-dev train test test-faults check format lint types layers fix golden lock clean
 
 help:  ## List the targets.
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -40,6 +40,10 @@ types: setup-dev
 
 layers: setup-dev
 	$(BIN)/lint-imports --no-logo
+
+fix: setup-dev  ## Format the tree and apply what the linter can mend itself.
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
 
 golden: setup-dev  ## Write tests/golden from what the code produces now; read the difference before committing.
 	$(BIN)/python -m pytest -n 2 --update-golden

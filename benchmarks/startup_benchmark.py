@@ -39,7 +39,15 @@ def seconds_until(arguments: list[str], *, line_with: str | None) -> float:
 def first_step(folder: pathlib.Path) -> float:
     """Seconds from the start of a run that begins from scratch to the log line of its first step."""
     shutil.rmtree(folder, ignore_errors=True)
-    run = [*LAUNCH, "--config=fuji-tiny", f"--trainer_dir={folder}", "--set", "max_step=1", "--set", "evalers={}"]
+    run = [
+        *LAUNCH,
+        "--config=fuji-tiny",
+        f"--trainer_dir={folder}",
+        "--set",
+        "max_step=1",
+        "--set",
+        "evalers={}",
+    ]
     return seconds_until(run, line_with="step 1/1")
 
 
@@ -49,9 +57,7 @@ def main() -> None:
         first_step(folder)  # Fills the caches: tokenizer, tokens, compiled programs.
         times: dict[str, list[float]] = {"import jax": [], "--help": [], "first step, warm cache": []}
         for _ in range(NUM_REPEATS):
-            times["import jax"].append(
-                seconds_until([sys.executable, "-c", "import jax"], line_with=None)
-            )
+            times["import jax"].append(seconds_until([sys.executable, "-c", "import jax"], line_with=None))
             times["--help"].append(seconds_until([*LAUNCH, "--help"], line_with=None))
             times["first step, warm cache"].append(first_step(folder))
     base = min(times["import jax"])
