@@ -150,8 +150,8 @@ def check_index(
     )
 
 
-# A model with another width differs everywhere; the first differences tell the story.
-_MAX_LISTED = 20
+# A model with another width differs everywhere, and the optimizer's arrays as the model's: a few tell the story.
+_MAX_LISTED = 5
 
 
 def _raise_differences(
@@ -161,14 +161,16 @@ def _raise_differences(
     if not differences:
         return
     lines = [
-        f"{where}: the checkpoint is one of another state. Expected agreement of type {validation.name}."
+        f"{where}: the checkpoint holds other arrays than are asked for. Expected what was saved with this config "
+        f"(validation {validation.name})."
     ]
     for kind, items in differences.items():
+        items = sorted(items, key=lambda item: not item.startswith("model/"))
         lines.append(f"  {kind}:")
         lines.extend(f"    {item}" for item in items[:_MAX_LISTED])
         if len(items) > _MAX_LISTED:
             lines.append(f"    ... and {len(items) - _MAX_LISTED} more")
     lines.append(
-        "  Use the config that the checkpoint was written with, another folder, or another `validation`."
+        "  Set back what has changed (the run's trainer_config says how it was), or use another directory."
     )
     raise CheckpointMismatchError("\n".join(lines))

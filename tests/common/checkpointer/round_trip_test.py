@@ -294,13 +294,13 @@ def test_differences_are_all_named_and_nothing_is_renamed(tmp_path):
         checkpointer.restore(state=wanted)
     assert isinstance(e.value, ValueError)
     assert str(e.value) == (
-        f"{tmp_path}/step_00000001: the checkpoint is one of another state. "
-        "Expected agreement of type EXACT.\n"
+        f"{tmp_path}/step_00000001: the checkpoint holds other arrays than are asked for. "
+        "Expected what was saved with this config (validation EXACT).\n"
         "  Missing:\n    model/bias\n"
         "  Unexpected:\n    learner/mu\n"
         "  Shape:\n    prng_key: (2,) in the checkpoint, (4,) asked for\n"
         "  Dtype:\n    model/w: float32 in the checkpoint, bfloat16 asked for\n"
-        "  Use the config that the checkpoint was written with, another folder, or another `validation`."
+        "  Set back what has changed (the run's trainer_config says how it was), or use another directory."
     )
     assert (tmp_path / "step_00000001").is_dir()
 
