@@ -10,6 +10,7 @@ from typing import Any, Optional, Union
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from axlearn.common.config import REQUIRED, Configurable, Required, config_class
 from axlearn.common.utils import Tensor
@@ -22,6 +23,21 @@ PARAM_REGEXP_SCALE = ".*scale$"
 _TRUNCATED_STD = 0.87962566103423978
 
 _Axes = Union[int, Sequence[int]]
+
+
+def _normal(prng_key: Tensor, shape: Sequence[int], *, dtype: Any, std: float) -> Tensor:
+    """Draws from a normal distribution of mean 0, in float32 with the same bits on every mesh.
+
+    `jax.random.normal` ends in a product with sqrt(2). Whether XLA makes one constant of that and the width depends on
+    its version and on how the array is split (seen with jax 0.12.0.1), and so does the last bit. Here they are one
+    constant from the start, which is what jax 0.10.2, and the version behind the reference's checkpoints, compute.
+    """
+    if dtype != jnp.float32:
+        return jax.random.normal(prng_key, tuple(shape), dtype=dtype) * std
+    # The inverse error function is infinite at -1, which `uniform` includes.
+    above_minus_one = np.nextafter(np.float32(-1), np.float32(0))
+    uniform = jax.random.uniform(prng_key, tuple(shape), dtype=dtype, minval=above_minus_one, maxval=1)
+    return jax.lax.erf_inv(uniform) * (np.float32(math.sqrt(2)) * np.float32(std))
 
 
 def _as_tuple(axes: _Axes) -> tuple[int, ...]:
@@ -174,7 +190,7 @@ class GaussianInitializer(Initializer):
     def initialize(self, name, *, prng_key, shape, dtype, axes=None):
         del name, axes
         cfg = self.config
-        noise = jax.random.normal(prng_key, tuple(shape), dtype=dtype) * cfg.std
+        noise = _normal(prng_key, shape, dtype=dtype, std=cfg.std)
         return noise if cfg.mean is None else noise + cfg.mean
 
     def debug_string(self, name=None, shape=None, axes=None):
@@ -225,7 +241,7 @@ class WeightInitializer(Initializer):
         std = self._std(shape, axes)
         shape = tuple(shape)
         if cfg.distribution == "normal":
-            return jax.random.normal(prng_key, shape, dtype=dtype) * std
+            return _normal(prng_key, shape, dtype=dtype, std=std)
         if cfg.distribution == "truncated_normal":
             return jax.random.truncated_normal(prng_key, -2, 2, shape, dtype=dtype) * (std / _TRUNCATED_STD)
         # The variance of a uniform distribution over [-limit, limit] is limit^2 / 3.

@@ -37,11 +37,17 @@ def test_weights_equal_those_of_jax(distribution, fan):
     np.testing.assert_allclose(got, expected, rtol=2e-6, atol=1e-7)
 
 
-def test_normal_weights_are_bit_exact_draws_times_the_standard_deviation():
-    shape = [32, 8]
-    got = draw(weight_init(scale=1.0, fan="fan_out", distribution="normal"), shape)
-    draws = jax.random.normal(jax.random.PRNGKey(1), (32, 8), jnp.float32)
-    assert np.array_equal(got, draws * np.sqrt(1.0 / 8))
+def test_normal_weights_are_draws_times_the_standard_deviation_but_for_the_last_bit():
+    """The last bit is that of one product with sqrt(2) * std; the reference's checkpoint proves it elsewhere."""
+    got = draw(weight_init(scale=1.0, fan="fan_out", distribution="normal"), [32, 11])
+    draws = np.asarray(jax.random.normal(jax.random.PRNGKey(1), (32, 11), jnp.float32))
+    np.testing.assert_array_max_ulp(np.asarray(got), draws * np.float32(np.sqrt(1.0 / 11)), maxulp=2)
+
+
+def test_normal_weights_have_the_same_bits_compiled_or_not():
+    initializer = weight_init(scale=1.0, fan="fan_out", distribution="normal")
+    compiled = jax.jit(lambda: draw(initializer, [32, 11]))()
+    np.testing.assert_array_equal(draw(initializer, [32, 11]), compiled)
 
 
 @pytest.mark.parametrize(

@@ -85,8 +85,15 @@ def mesh_and_run(request) -> tuple[str, _Run]:
 def test_every_mesh_begins_with_the_same_bits(on_one_device, mesh_and_run):
     _, run = mesh_and_run
     assert run.initial.keys() == on_one_device.initial.keys()
+    # From jax 0.11 on, XLA's CPU code for the inverse error function depends on the width of the rows that a device
+    # holds: with 0.12.0.1, 4 % of one weight differed in the last two bits where each device held 4 columns.
+    max_ulp = 0 if jax.__version_info__ < (0, 11) else 4
     for path, value in on_one_device.initial.items():
-        np.testing.assert_array_equal(run.initial[path], value, err_msg=path)
+        ours = run.initial[path]
+        if max_ulp and np.issubdtype(value.dtype, np.floating):
+            np.testing.assert_array_max_ulp(ours, value, maxulp=max_ulp)
+        else:
+            np.testing.assert_array_equal(ours, value, err_msg=path)
 
 
 def test_every_mesh_trains_the_same(on_one_device, mesh_and_run):

@@ -202,7 +202,8 @@ def verify_files(ckpt_dir: pathlib.Path, manifest: Manifest, *, names: Iterable[
 def _call_in_threads(fn: Callable[[str], None], names: list[str]) -> None:
     """Calls `fn` for each name in a few threads; raises what it raised for the first of them.
 
-    A ThreadPoolExecutor refuses work as soon as the main thread has ended, when a save may still be going on.
+    The calling thread works too. Once the main thread has ended, when a save may still be going on, it is the only
+    one: a ThreadPoolExecutor refuses work then, and from Python 3.12 on no thread can be started.
     """
     failures: dict[int, BaseException] = {}
     remaining = iter(enumerate(names))
@@ -219,12 +220,17 @@ def _call_in_threads(fn: Callable[[str], None], names: list[str]) -> None:
             except BaseException as e:
                 failures[i] = e
 
-    num_threads = min(_NUM_HASHING_THREADS, len(names))
-    threads = [threading.Thread(target=work, name=f"checkpoint-hashing-{i}") for i in range(num_threads)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    helpers: list[threading.Thread] = []
+    for i in range(1, min(_NUM_HASHING_THREADS, len(names))):
+        helper = threading.Thread(target=work, name=f"checkpoint-hashing-{i}")
+        try:
+            helper.start()
+        except RuntimeError:
+            break
+        helpers.append(helper)
+    work()
+    for helper in helpers:
+        helper.join()
     if failures:
         raise failures[min(failures)]
 

@@ -68,12 +68,8 @@ def test_parameters_from_seed_0_equal_the_reference_bit_for_bit(reference):
         new_key, init_key = jax.random.split(jax.random.PRNGKey(0))
         params = jax.jit(model.initialize_parameters_recursively)(init_key)
     expected = reference.model_params(step=0, like=params)
-    # XLA folds the two constants that a normal sample is multiplied with into one, or does not: with jax 0.10.2 as in
-    # the reference, with 0.12.0.1 differently for one of the weights, whose last bit then differs.
-    max_ulp = 0 if jax.__version_info__ < (0, 11) else 1
     for (path, ours), (_, theirs) in zip(flatten_items(params), flatten_items(expected), strict=True):
-        np.testing.assert_array_max_ulp(np.asarray(ours), theirs, maxulp=max_ulp)
-        assert ours.dtype == theirs.dtype, path
+        np.testing.assert_array_equal(ours, theirs, err_msg=path)
     np.testing.assert_array_equal(new_key, reference.arrays(step=0, prefix="prng_key")[""])
 
 
