@@ -213,6 +213,11 @@ class Input(Module):
         # An empty spec, for whole batches on every device, is false as a truth value.
         return input_partition_spec() if spec is None else spec
 
+    @property
+    def vocab_size(self) -> Optional[int]:
+        """Number of ids that batches may hold, counted from 0; None where the input does not know. May read data."""
+        return None
+
     @nowrap
     def batches(self) -> DataIterator:
         """Returns an iterator over the batches from the first one on.

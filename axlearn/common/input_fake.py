@@ -97,6 +97,10 @@ class FakeLmInput(input_base.Input):
             "target_num_bytes": np.full([feed_batch_size], cfg.source_length, dtype=np.int32),
         }
 
+    @property
+    def vocab_size(self) -> int:
+        return self.config.vocab_size
+
     @nowrap
     def element_spec(self) -> dict[str, TensorSpec]:
         cfg = self.config

@@ -110,6 +110,11 @@ class Input(input_base.Input):
         """Where the examples come from."""
         return self._source
 
+    @property
+    def vocab_size(self) -> Optional[int]:
+        vocab = getattr(self._source, "vocab", None)
+        return None if vocab is None else vocab.vocab_size
+
     @nowrap
     def batches(self) -> DataIterator:
         """Returns an iterator over this process' parts of the batches; see `input_base.Input.batches`.

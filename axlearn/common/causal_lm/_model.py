@@ -239,6 +239,27 @@ class Model(BaseLayer):
             if illegal.any():
                 self._raise_for_id(name, ids=ids, index=tuple(np.argwhere(illegal)[0].tolist()))
 
+    @nowrap
+    def check_vocab_size(self, vocab_size: int, *, where: str) -> None:
+        """Refuses data that may hold ids which this model does not have, before any batch does.
+
+        Args:
+            vocab_size: Number of ids of the data, counted from 0.
+            where: The path of the input, for the message.
+
+        Raises:
+            ValueError: If they are more than the decoder's.
+        """
+        known = self.config.decoder.vocab_size
+        if vocab_size > known:
+            raise ValueError(
+                error_message(
+                    where=where,
+                    what=f"its tokenizer has {vocab_size} ids, {self.path()}.decoder.vocab_size is {known}",
+                    expected=f"a tokenizer of at most {known} ids, or decoder.vocab_size={vocab_size}",
+                )
+            )
+
     def _raise_for_id(self, name: str, *, ids: np.ndarray, index: tuple[int, ...]) -> None:
         vocab_size = self.config.decoder.vocab_size
         legal = f"ids in [0, {vocab_size})" + (" or negative" if name == "target_labels" else "")

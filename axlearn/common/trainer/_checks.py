@@ -1,9 +1,12 @@
-"""What a trainer config is refused for before anything is built."""
+"""What a trainer is refused for before anything runs."""
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Union
 
-from axlearn.common.config import REQUIRED, error_message
+from axlearn.common.base_layer import BaseLayer
+from axlearn.common.config import REQUIRED, RequiredFieldMissingError, error_message
+from axlearn.common.module import Module
 
 # Fields of the public config whose machinery this version lacks; setting one is refused, not ignored.
 _NOT_BUILT = ("init_state_builder", "xsc_check_policy", "device_monitor")
@@ -78,3 +81,31 @@ def _problems(cfg: Any) -> list[str]:
                 )
             )
     return problems
+
+
+@contextlib.contextmanager
+def collecting_missing(missing: list[RequiredFieldMissingError]) -> Iterator[None]:
+    """Adds to `missing` what a config below lacks, in place of raising it."""
+    try:
+        yield
+    except RequiredFieldMissingError as e:
+        missing.append(e)
+
+
+def check_vocabularies(model: BaseLayer, *, inputs: Iterable[Module]) -> None:
+    """Lets a model that knows its vocabulary refuse inputs with a larger one.
+
+    Args:
+        model: The model; it may have `check_vocab_size(vocab_size, where=...)`.
+        inputs: The inputs; each may have `vocab_size`, None where it does not know.
+
+    Raises:
+        ValueError: What the model says of the first input that does not fit.
+    """
+    check_vocab_size = getattr(model, "check_vocab_size", None)
+    if check_vocab_size is None:
+        return
+    for data in inputs:
+        vocab_size = getattr(data, "vocab_size", None)
+        if vocab_size is not None:
+            check_vocab_size(vocab_size, where=data.path())

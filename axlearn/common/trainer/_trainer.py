@@ -33,7 +33,12 @@ from axlearn.common.module import Module, nowrap
 from axlearn.common.progress import Progress
 from axlearn.common.summary_writer import SummaryWriter
 from axlearn.common.trainer._analysis import aot_model_analysis, state_tree_text
-from axlearn.common.trainer._checks import batch_axis_names, check_trainer_config
+from axlearn.common.trainer._checks import (
+    batch_axis_names,
+    check_trainer_config,
+    check_vocabularies,
+    collecting_missing,
+)
 from axlearn.common.trainer._loop import TrainLoop, undefined_loss
 from axlearn.common.trainer._metrics_file import MetricsFile
 from axlearn.common.trainer._position import DataPosition, PositionedIterator
@@ -196,7 +201,7 @@ class SpmdTrainer(Module):
         }
         missing: list[RequiredFieldMissingError] = []
         for name, child_cfg in children.items():
-            with _collecting(missing):
+            with collecting_missing(missing):
                 self._add_child(name, child_cfg)
         self._evalers: dict[str, SpmdEvaler] = {}
         for name, evaler_cfg in cfg.evalers.items():
@@ -206,7 +211,7 @@ class SpmdTrainer(Module):
                     evaler_cfg.summary_writer, dir=os.path.join(cfg.dir, "summaries", name)
                 ),
             )
-            with _collecting(missing):
+            with collecting_missing(missing):
                 self._evalers[name] = self._add_child(name, evaler_cfg, model=self.children.get("model"))
         if len(missing) == 1:
             raise missing[0]
@@ -310,6 +315,8 @@ class SpmdTrainer(Module):
                 for evaler in self._evalers.values():
                     # Data that is not there is an error now, and not at the first evaluation.
                     evaler.input.batches()
+                inputs = (self.input, *(evaler.input for evaler in self._evalers.values()))
+                check_vocabularies(self.model, inputs=inputs)
                 self.restore_or_init(prng_key)
             if on_ready is not None:
                 on_ready()
@@ -583,15 +590,6 @@ class SpmdTrainer(Module):
         if self._peak is None:
             self._peak = peak
             self.progress.message(f"MFU is of {peak.flops_per_second / 1e9:,.1f} GFLOP/s: {peak.source}.")
-
-
-@contextlib.contextmanager
-def _collecting(missing: list[RequiredFieldMissingError]) -> Iterator[None]:
-    """Adds to `missing` what a config below lacks, in place of raising it."""
-    try:
-        yield
-    except RequiredFieldMissingError as e:
-        missing.append(e)
 
 
 def _context_of(context_manager: Any) -> contextlib.AbstractContextManager[Any]:

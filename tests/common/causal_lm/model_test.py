@@ -308,3 +308,12 @@ def test_weights_into_the_residual_stream_start_smaller_the_more_layers_there_ar
     init = residual_initializer_cfg(8).instantiate()
     weight = init.initialize("weight", prng_key=jax.random.PRNGKey(0), shape=(64, 64), dtype=jnp.float32)
     assert np.std(weight) == pytest.approx(0.02 / 4, rel=0.05)
+
+
+def test_an_input_with_more_ids_than_the_vocabulary_is_refused_before_it_is_read():
+    model = fuji_model_config().instantiate(parent=None)
+    model.check_vocab_size(512, where="trainer.input")
+    with pytest.raises(
+        ValueError, match=r"trainer\.input: its tokenizer has 513 ids, model\.decoder\.vocab_size is 512"
+    ):
+        model.check_vocab_size(513, where="trainer.input")
