@@ -42,10 +42,14 @@ from axlearn.common.config._names import similar_names as similar_names
 from axlearn.common.config._overrides import InvalidOverrideError as InvalidOverrideError
 from axlearn.common.config._overrides import Override as Override
 from axlearn.common.config._overrides import apply_overrides as apply_overrides
+from axlearn.common.config._paths import PathError as PathError
+from axlearn.common.config._paths import value_at as value_at
 from axlearn.common.config._provenance import SourceLocation as SourceLocation
 from axlearn.common.config._required import REQUIRED as REQUIRED
 from axlearn.common.config._required import Required as Required
 from axlearn.common.config._required import RequiredFieldValue as RequiredFieldValue
+from axlearn.common.config._text import ConfigTextError as ConfigTextError
+from axlearn.common.config._text import config_from_text as config_from_text
 from axlearn.common.config._values import is_attrs as is_attrs
 from axlearn.common.config._values import is_named_tuple as is_named_tuple
 from axlearn.common.config._values import register_validator as register_validator

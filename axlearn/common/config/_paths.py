@@ -165,6 +165,22 @@ def walk(root: Any, steps: list[Step]) -> list[Place]:
     return places
 
 
+def value_at(root: Any, path: str) -> Any:
+    """Returns what is at a path of a config, as dumps print paths: `a.b['key'][0].c`.
+
+    Args:
+        root: The config.
+        path: The path.
+
+    Returns:
+        The value itself, no copy: what is set in a config found so is set in `root`.
+
+    Raises:
+        PathError: If it is no path or leads nowhere, with the legal path that is nearest.
+    """
+    return walk(root, parse_path(path))[-1].value
+
+
 def _dead_end(root: Any, place: Place, rest: list[Step]) -> str:
     below = children(place)
     step = rest[0]
