@@ -5,12 +5,10 @@ from typing import Any, Optional
 
 import jax.numpy as jnp
 
-from axlearn.common.attention import MultiheadAttention
-from axlearn.common.attention_bias import CausalAttentionBias
+from axlearn.common.attention import CausalAttentionLogitBiasLayer, set_position_biases
 from axlearn.common.base_layer import BaseLayer, ParameterSpec
 from axlearn.common.config import (
     REQUIRED,
-    ConfigBase,
     ConfigOr,
     InstantiableConfig,
     Required,
@@ -28,7 +26,6 @@ from axlearn.common.layers import (
     Dropout,
     LayerNorm,
     dims_split_by_batch_axes,
-    for_each_config,
     gather_weight,
     set_dropout_rate_recursively,
 )
@@ -174,9 +171,11 @@ class Decoder(BaseLayer):
     class Config(BaseLayer.Config):
         """Configures Decoder."""
 
-        # Config of a mask over indices into the sequence, such as `CausalAttentionBias.default_config()`:
-        # that of every attention layer that says neither `causal` nor `mask` itself. None: no mask for those.
-        attention_mask: Optional[InstantiableConfig] = CausalAttentionBias.default_config()
+        # Config of a logit-bias layer, such as `ALiBiAttentionLogitBiasLayer.default_config()`, or of a mask,
+        # such as `SlidingWindowAttentionBias.default_config()`. Its mask is that of every self-attention layer
+        # that says neither `causal` nor `mask` itself, its bias that of every one without `logit_bias`. None:
+        # what the layers say.
+        attention_mask: Optional[InstantiableConfig] = CausalAttentionLogitBiasLayer.default_config()
         # Number of ids.
         vocab_size: Required[int] = REQUIRED
         # Dimension of the hidden states.
@@ -233,14 +232,9 @@ class Decoder(BaseLayer):
         return cfg
 
     def _with_mask(self, cfg: BaseLayer.Config) -> BaseLayer.Config:
-        """Fills in this decoder's mask where an attention layer has none."""
-        mask = self.config.attention_mask
-
-        def set_mask(value: ConfigBase) -> None:
-            if isinstance(value, MultiheadAttention.Config) and value.causal is None and value.mask is None:
-                value.mask = mask
-
-        for_each_config(cfg, set_mask)
+        """Fills in this decoder's mask and bias where an attention layer has none."""
+        if self.config.attention_mask is not None:
+            set_position_biases(cfg, self.config.attention_mask)
         return cfg
 
     def forward(self, input_batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -306,7 +300,11 @@ class Decoder(BaseLayer):
 
         Returns:
             What `extend_step` takes and returns; `time_step` [batch] int32 counts the tokens of each row.
+
+        Raises:
+            ValueError: The embedding has fewer than `max_len` positions.
         """
+        self.emb.check_seq_len(max_len)
         return {
             "time_step": jnp.zeros([batch_size], dtype=jnp.int32),
             "transformer": self.transformer.init_states(batch_size=batch_size, max_len=max_len),

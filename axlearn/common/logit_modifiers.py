@@ -1,4 +1,4 @@
-"""Functions from logits to logits that shape a sampling distribution: temperature, top-k, top-p.
+"""Functions from logits to logits that shape a distribution: temperature, soft cap, top-k, top-p.
 
 Each takes its settings and returns a function of `[..., vocab_size]` logits, so that
 `config_for_function(top_p_logits).set(p=0.95)` is a config. Ids that are ruled out get `NEG_INF`, the value
@@ -66,6 +66,29 @@ def scale_by(temperature: float | int) -> LogitsToLogitsFn:
         return jnp.where(ids == jnp.argmax(logits, axis=-1, keepdims=True), logits, NEG_INF)
 
     return scale
+
+
+def soft_cap_logits(cap: float | int) -> LogitsToLogitsFn:
+    """Keeps logits within plus and minus a cap, by `cap * tanh(logits / cap)`.
+
+    As `output_logits_modifier` of a decoder it is part of the model, in training too.
+
+    Args:
+        cap: Above 0.
+
+    Raises:
+        ValueError: The cap is not a positive number.
+
+    Reference:
+        Gemma Team, Gemma 2, 2024, section 2 (https://arxiv.org/abs/2408.00118).
+    """
+    if not 0 < cap < float("inf"):
+        raise ValueError(error_message(where="cap", what=f"{cap} is no cap", expected="a number above 0"))
+
+    def soft_cap(logits: Float[Array, "*batch vocab_size"]) -> Float[Array, "*batch vocab_size"]:
+        return cap * jnp.tanh(logits / cap)
+
+    return soft_cap
 
 
 def top_k_logits(k: int) -> LogitsToLogitsFn:

@@ -1,9 +1,14 @@
 """Tests of axlearn.common.attention_bias."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from jax.sharding import Mesh, PartitionSpec
 
 from axlearn.common.attention_bias import (
     NEG_INF,
@@ -16,6 +21,8 @@ from axlearn.common.attention_bias import (
     SlidingWindowAttentionBias,
     TensorAttentionBias,
     ZeroAttentionBias,
+    alibi_attention_bias,
+    alibi_slopes,
     and_masks,
     as_attention_bias,
     bool_to_bias,
@@ -26,6 +33,7 @@ from axlearn.common.attention_bias import (
     or_masks,
     sliding_window_causal_mask,
     split,
+    truncated_key_mask,
 )
 
 _POSITIONS = jnp.arange(5)[None]
@@ -66,6 +74,121 @@ def _allowed(bias) -> np.ndarray:
 def test_masks_of_positions_equal_a_double_loop(bias, rule):
     expected = [[[[rule(t, s) for s in range(5)] for t in range(5)]]]
     np.testing.assert_array_equal(_allowed(bias), expected)
+
+
+_WINDOWS = st.integers(0, 5)
+_RULES = {
+    "causal": lambda n, m: (CausalAttentionBias, lambda t, s: s <= t),
+    "sliding": lambda n, m: (
+        functools.partial(SlidingWindowAttentionBias, sliding_window_size=n),
+        lambda t, s: t - n <= s <= t,
+    ),
+    "left_right": lambda n, m: (
+        functools.partial(LeftRightWindowAttentionBias, left_size=n, right_size=m),
+        lambda t, s: t - n <= s <= t + m,
+    ),
+    "truncated": lambda n, m: (
+        functools.partial(MaskFnAttentionBias, mask=truncated_key_mask(n)),
+        lambda t, s: s < n,
+    ),
+    "and": lambda n, m: (
+        functools.partial(
+            MaskFnAttentionBias, mask=and_masks(sliding_window_causal_mask(n), truncated_key_mask(m))
+        ),
+        lambda t, s: t - n <= s <= t and s < m,
+    ),
+    "or": lambda n, m: (
+        functools.partial(MaskFnAttentionBias, mask=or_masks(truncated_key_mask(n), causal_mask)),
+        lambda t, s: s < n or s <= t,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", _RULES)
+@settings(max_examples=5, deadline=None)
+@given(seed=st.integers(0, 1000), n=_WINDOWS, m=_WINDOWS)
+def test_masks_of_any_positions_equal_a_double_loop(name, seed, n, m):
+    rng = np.random.default_rng(seed)
+    target, source = rng.integers(0, 8, [2, 4]), rng.integers(0, 8, [2, 6])
+    make, rule = _RULES[name](n, m)
+    bias = make(jnp.asarray(target), jnp.asarray(source))
+    expected = [[[[rule(t, s) for s in source[b]] for t in target[b]]] for b in range(2)]
+    np.testing.assert_array_equal(_allowed(bias), expected)
+    assert bias.eval_shape() == (2, 1, 4, 6)
+
+
+@settings(max_examples=5, deadline=None)
+@given(seed=st.integers(0, 1000), symmetric=st.booleans())
+def test_alibi_of_any_positions_equals_a_double_loop(seed, symmetric):
+    rng = np.random.default_rng(seed)
+    target, source = rng.integers(0, 50, [2, 4]), rng.integers(0, 50, [1, 6])
+    bias = alibi_attention_bias(jnp.asarray(target), jnp.asarray(source), num_heads=3, symmetric=symmetric)
+    slopes = (1 / 16, 1 / 256, 1 / 4)
+    distance = abs if symmetric else lambda x: max(x, 0)
+    expected = [
+        [[[-m * distance(int(t - s)) for s in source[0]] for t in target[b]] for m in slopes]
+        for b in range(2)
+    ]
+    np.testing.assert_allclose(bias.value(), expected, rtol=1e-6)
+    assert bias.has_value()
+    assert bias.eval_shape() == (2, 3, 4, 6)
+    assert bias.astype(jnp.bfloat16).value().dtype == jnp.bfloat16
+
+
+@pytest.mark.parametrize(
+    ("num_heads", "slopes"),
+    [
+        (1, [2**-8]),
+        (8, [1 / 2, 1 / 4, 1 / 8, 1 / 16, 1 / 32, 1 / 64, 1 / 128, 1 / 256]),
+        (6, [1 / 4, 1 / 16, 1 / 64, 1 / 256, 1 / 2, 1 / 8]),
+        # As transformers 5.23.0 has them for BLOOM.
+        (12, [*(2.0**-i for i in range(1, 9)), 0.70710677, 0.35355338, 0.17677668, 0.08838834]),
+    ],
+)
+def test_alibi_slopes_are_those_of_the_paper_and_its_code(num_heads, slopes):
+    np.testing.assert_allclose(alibi_slopes(num_heads), slopes, rtol=1e-6)
+
+
+def test_alibi_of_slots_that_were_never_written_stays_finite():
+    never = jnp.full([1, 2], np.iinfo(np.int32).max)
+    bias = alibi_attention_bias(jnp.array([[0]]), never, num_heads=2)
+    np.testing.assert_array_equal(bias.value(), 0)
+    assert (CausalAttentionBias(jnp.array([[0]]), never) + bias).value().max() < 0.99 * NEG_INF
+    with pytest.raises(ValueError, match="num_heads=0"):
+        alibi_slopes(0)
+
+
+def test_each_part_of_a_cut_up_bias_is_the_part_of_the_bias():
+    """Inside `shard_map`, which hands each device its part of positions, segments, slopes and tensors."""
+    mesh = Mesh(np.asarray(jax.devices()).reshape(2, 2, 2), ("data", "seq", "model"))
+    positions = jnp.arange(4)[None]
+    segments = jnp.asarray([[1, 1, 2, 2], [1, 2, 2, 0]])
+    rng = np.random.default_rng(0)
+    bias = (
+        CausalAttentionBias(jnp.asarray([[3, 1, 2, 0], [0, 1, 2, 3]]), positions)
+        + SlidingWindowAttentionBias(positions, positions, sliding_window_size=2)
+        + SegmentIdAttentionBias(segments, segments)
+        + alibi_attention_bias(positions, positions, num_heads=4)
+        + TensorAttentionBias.from_tensor(jnp.asarray(rng.normal(size=[1, 4, 1, 4]), jnp.float32))
+        + BoolTensorAttentionBias.from_tensor(jnp.asarray(rng.random([2, 1, 4, 1]) > 0.3))
+    )
+    spec = PartitionSpec("data", "model", "seq", None)
+    specs = bias.partition_spec({"bnts": spec})
+    assert specs.leaves()[0].target_positions == PartitionSpec("data", "seq")
+    assert specs.leaves()[3].slopes == PartitionSpec("model")
+    value = jax.jit(
+        jax.shard_map(
+            lambda bias: bias.value(), mesh=mesh, in_specs=(specs,), out_specs=spec, check_vma=False
+        )
+    )(bias)
+    np.testing.assert_array_equal(value, bias.value())
+    assert ZeroAttentionBias().partition_spec({"bnts": spec}) == ZeroAttentionBias()
+    # One array of segments cannot be cut in two ways.
+    assert SegmentIdAttentionBias(segments).partition_spec({"bnts": PartitionSpec("data")})
+    with pytest.raises(ValueError, match=r"(?s)split over 'seq' and sources over None.*two arrays"):
+        SegmentIdAttentionBias(segments).partition_spec({"bnts": spec})
+    with pytest.raises(ValueError, match=r"(?s)spec for \['btnh'\].*'bnts'"):
+        bias.partition_spec({"btnh": spec})
 
 
 def test_masks_use_the_positions_of_each_row():
@@ -186,7 +309,9 @@ def test_masked_rows_are_finite_and_uniform_in_every_dtype(dtype):
     assert masked.value().dtype == dtype
 
 
-@pytest.mark.parametrize("make", [sliding_window_causal_mask, lambda n: left_right_window_mask(1, n)])
+@pytest.mark.parametrize(
+    "make", [sliding_window_causal_mask, lambda n: left_right_window_mask(1, n), truncated_key_mask]
+)
 def test_negative_windows_are_refused(make):
     with pytest.raises(ValueError, match=r"(?s)=-1.*Expected"):
         make(-1)

@@ -10,12 +10,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from axlearn.common.attention import (
+    ALiBiAttentionLogitBiasLayer,
+    CausalAttentionLogitBiasLayer,
+    FullAttentionLogitBiasLayer,
+    enable_sliding_window_attention,
+)
 from axlearn.common.attention_bias import CausalAttentionBias, SlidingWindowAttentionBias
 from axlearn.common.config import config_for_function
 from axlearn.common.decoder import Decoder, LmHead
 from axlearn.common.decoding import StopOnSubsequence
 from axlearn.common.layers import Dropout, Embedding
-from axlearn.common.logit_modifiers import scale_by
+from axlearn.common.logit_modifiers import scale_by, soft_cap_logits
 from axlearn.common.module import functional
 from axlearn.common.utils import flatten_items, use_mesh
 from tests.fixtures_reference import fuji_model_config, numpy_params
@@ -60,10 +66,7 @@ def _ids(seed: int, *shape: int) -> np.ndarray:
     return np.random.default_rng(seed).integers(2, VOCAB_SIZE, size=shape).astype(np.int32)
 
 
-@settings(max_examples=6, deadline=None)
-@given(seed=st.integers(0, 100))
-def test_ragged_steps_from_the_cache_equal_the_whole_sequence(decoder_and_params, seed):
-    decoder, params = decoder_and_params
+def _assert_ragged_steps_equal_the_whole(decoder, params, seed: int):
     rng = np.random.default_rng(seed)
     ids = _ids(seed, 3, MAX_LEN)
     whole = np.asarray(_jit_logits(decoder)(params, {"input_ids": ids}))
@@ -84,6 +87,12 @@ def test_ragged_steps_from_the_cache_equal_the_whole_sequence(decoder_and_params
             )
         done += lens
         assert cache["time_step"].tolist() == done.tolist()
+
+
+@settings(max_examples=6, deadline=None)
+@given(seed=st.integers(0, 100))
+def test_ragged_steps_from_the_cache_equal_the_whole_sequence(decoder_and_params, seed):
+    _assert_ragged_steps_equal_the_whole(*decoder_and_params, seed)
 
 
 def test_no_position_depends_on_a_later_one(decoder_and_params):
@@ -214,6 +223,97 @@ def test_the_default_mask_makes_a_stack_without_masks_causal(decoder_and_params)
     masked = cfg.instantiate(parent=None)
     batch = {"input_ids": _ids(3, 2, MAX_LEN)}
     np.testing.assert_array_equal(_jit_logits(masked)(params, batch), _jit_logits(decoder)(params, batch))
+
+
+def _alibi_config() -> Decoder.Config:
+    cfg = _decoder_config().set(attention_mask=ALiBiAttentionLogitBiasLayer.default_config().set(num_heads=4))
+    # Where a layer is causal itself, the mask of ALiBi's layer is not needed, and its bias still is.
+    cfg.transformer.layer.self_attention.attention.causal = None
+    return cfg
+
+
+def test_alibi_reaches_whole_sequences_steps_and_packed_documents(decoder_and_params):
+    plain, params = decoder_and_params
+    decoder = _alibi_config().instantiate(parent=None)
+    _assert_ragged_steps_equal_the_whole(decoder, params, seed=3)
+    ids = _ids(1, 1, MAX_LEN)
+    logits = np.asarray(_jit_logits(decoder)(params, {"input_ids": ids}))
+    assert np.abs(logits - _jit_logits(plain)(params, {"input_ids": ids})).max() > 0.1
+    packed = {
+        "input_ids": ids,
+        "input_segment_ids": np.asarray([[1] * 5 + [2] * 7], dtype=np.int32),
+        "input_positions": np.asarray([[*range(5), *range(7)]], dtype=np.int32),
+    }
+    second = np.pad(ids[:, 5:], ((0, 0), (0, 5)))
+    alone = np.asarray(_jit_logits(decoder)(params, {"input_ids": second}))
+    np.testing.assert_allclose(
+        np.asarray(_jit_logits(decoder)(params, packed))[:, 5:], alone[:, :7], rtol=1e-5, atol=1e-5
+    )
+
+
+def test_a_window_with_alibi_decodes_from_a_ring(decoder_and_params):
+    cfg = _alibi_config()
+    enable_sliding_window_attention(cfg.transformer, 3)
+    decoder, params = cfg.instantiate(parent=None), decoder_and_params[1]
+    _assert_ragged_steps_equal_the_whole(decoder, params, seed=4)
+    # The prompt of 5 is longer than the ring.
+    prompt = [5, 6, 7, 8, 9]
+    sample = jax.jit(
+        functools.partial(
+            _call, decoder, method="sample_decode", max_len=MAX_LEN, logits_modifier=scale_by(0)
+        )
+    )
+    outputs = sample(params, prng_key=jax.random.PRNGKey(0), input_batch={"prefix": np.asarray([prompt])})
+    expected = _uncached_greedy(decoder, params, prompt)
+    assert outputs.sequences[0, 0, : outputs.lengths[0, 0]].tolist() == expected
+
+
+def test_logit_bias_layers_leave_alone_what_attention_layers_say_themselves():
+    def attention(layer_cfg, **settings):
+        cfg = _decoder_config().set(attention_mask=layer_cfg)
+        cfg.transformer.layer.self_attention.attention.set(causal=None).set(**settings)
+        return cfg.instantiate(parent=None).transformer.config.layer.self_attention.attention
+
+    causal = CausalAttentionBias.default_config()
+    window = SlidingWindowAttentionBias.default_config(sliding_window_size=2)
+    alibi = ALiBiAttentionLogitBiasLayer.default_config().set(num_heads=4)
+    found = attention(alibi)
+    assert (found.mask, found.logit_bias.num_heads) == (causal, 4)
+    found = attention(alibi, causal=True)
+    assert (found.causal, found.mask, found.logit_bias.num_heads) == (True, None, 4)
+    assert attention(alibi, mask=window).mask == window
+    found = attention(FullAttentionLogitBiasLayer.default_config())
+    assert (found.causal, found.mask, found.logit_bias) == (None, None, None)
+    with pytest.raises(ValueError, match=r"(?s)attention: logit_bias.num_heads=3.*num_heads=4"):
+        attention(ALiBiAttentionLogitBiasLayer.default_config().set(num_heads=3))
+
+
+def test_logit_bias_layers_print_as_in_the_reference_dumps(shared_dir):
+    cfg = Decoder.default_config()
+    assert isinstance(cfg.attention_mask, CausalAttentionLogitBiasLayer.Config)
+    cfg.attention_mask = ALiBiAttentionLogitBiasLayer.default_config().set(num_heads=32)
+    ours = [line for line in cfg.debug_string().split("\n") if line.startswith("attention_mask")]
+    assert ours == [
+        "attention_mask.klass: 'axlearn.common.attention.ALiBiAttentionLogitBiasLayer'",
+        "attention_mask.num_heads: 32",
+    ]
+    if shared_dir is not None:
+        folder = shared_dir / "golden" / "axlearn.experiments.text.gpt.pajama_trainer"
+        dump = (folder / "gala-7B-hybridnorm-alibi-flash-sp-rp.txt").read_text().splitlines()
+        assert {f"model.decoder.{line}" for line in ours} < set(dump)
+
+
+def test_the_final_cap_is_part_of_the_model_in_training_and_decoding(decoder_and_params):
+    plain, params = decoder_and_params
+    cfg = _decoder_config().set(output_logits_modifier=config_for_function(soft_cap_logits).set(cap=0.5))
+    capped = cfg.instantiate(parent=None)
+    batch = {"input_ids": _ids(3, 2, MAX_LEN)}
+    logits = np.asarray(_jit_logits(plain)(params, batch))
+    assert np.abs(logits).max() > 1
+    np.testing.assert_allclose(
+        _jit_logits(capped)(params, batch), 0.5 * np.tanh(logits / 0.5), rtol=1e-5, atol=1e-6
+    )
+    _assert_ragged_steps_equal_the_whole(capped, params, seed=0)
 
 
 def test_a_mask_of_none_is_printed_because_it_is_not_the_default():

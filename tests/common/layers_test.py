@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from axlearn.common.attention import StackedTransformerLayer, TransformerLayer
+from axlearn.common.attention import NormPosition, StackedTransformerLayer, TransformerLayer
 from axlearn.common.base_layer import BaseLayer
 from axlearn.common.layers import (
     Dropout,
@@ -229,3 +229,12 @@ def test_norms_are_replaced_by_copies():
     assert cfg.self_attention.norm == norm
     norm.eps = 1
     assert cfg.self_attention.norm.eps == 1e-5
+
+
+def test_norms_in_a_dictionary_are_replaced_too():
+    cfg = TransformerLayer.default_config()
+    cfg.feed_forward.set(structure="v2", norm={NormPosition.RES_NORM: LayerNorm.default_config()})
+    set_norm_recursively(cfg, RMSNorm.default_config())
+    assert cfg.feed_forward.norm == {NormPosition.RES_NORM: RMSNorm.default_config()}
+    set_layer_norm_eps_recursively(cfg, 1e-3)
+    assert cfg.feed_forward.norm[NormPosition.RES_NORM].eps == 1e-3

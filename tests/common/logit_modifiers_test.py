@@ -8,7 +8,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from axlearn.common.config import config_for_function
-from axlearn.common.logit_modifiers import NEG_INF, chain, scale_by, top_k_logits, top_p_logits
+from axlearn.common.logit_modifiers import (
+    NEG_INF,
+    chain,
+    scale_by,
+    soft_cap_logits,
+    top_k_logits,
+    top_p_logits,
+)
 
 
 def _logits(seed: int) -> jax.Array:
@@ -103,3 +110,17 @@ def test_what_is_no_probability_is_refused(p):
 def test_keeping_nothing_is_refused():
     with pytest.raises(ValueError, match=r"(?s)top_k.*at least 1"):
         top_k_logits(0)
+
+
+def test_a_soft_cap_bounds_logits_and_keeps_their_order():
+    logits = np.asarray(_logits(0)) * 10
+    capped = np.asarray(soft_cap_logits(5)(jnp.asarray(logits)))
+    np.testing.assert_allclose(capped, 5 * np.tanh(logits / 5), rtol=1e-5, atol=1e-6)
+    assert 4.5 < np.abs(capped).max() <= 5
+    np.testing.assert_allclose(soft_cap_logits(1e4)(jnp.asarray(logits)), logits, rtol=1e-4)
+
+
+@pytest.mark.parametrize("cap", [0, -1, float("inf"), float("nan")])
+def test_what_is_no_cap_is_refused(cap):
+    with pytest.raises(ValueError, match=r"(?s)cap: .* is no cap.*above 0"):
+        soft_cap_logits(cap)

@@ -1,4 +1,4 @@
-"""The guide to configs prints what it says."""
+"""The guides with snippets print what they say."""
 
 import contextlib
 import io
@@ -7,7 +7,9 @@ import re
 import sys
 import types
 
-_GUIDE = pathlib.Path(__file__).resolve().parents[2] / "docs" / "config.md"
+import pytest
+
+_DOCS = pathlib.Path(__file__).resolve().parents[2] / "docs"
 _BLOCK = re.compile(r"```python\n(.*?)```\n(?:```text\n(.*?)```\n)?", re.DOTALL)
 
 
@@ -23,10 +25,11 @@ def _run(source: str, namespace: dict) -> str:
     return output.getvalue()
 
 
-def test_each_snippet_of_the_guide_prints_what_stands_below_it(monkeypatch):
+@pytest.mark.parametrize(("guide", "min_blocks"), [("config.md", 9), ("attention.md", 4), ("layers.md", 2)])
+def test_each_snippet_of_a_guide_prints_what_stands_below_it(guide, min_blocks, monkeypatch):
     example = types.ModuleType("example")
     monkeypatch.setitem(sys.modules, "example", example)
-    blocks = _BLOCK.findall(_GUIDE.read_text(encoding="utf-8"))
-    assert len(blocks) > 8
+    blocks = _BLOCK.findall((_DOCS / guide).read_text(encoding="utf-8"))
+    assert len(blocks) >= min_blocks
     for source, expected in blocks:
         assert _run(source, vars(example)) == expected

@@ -3,6 +3,7 @@
 from typing import Any, NamedTuple, Optional, Union
 
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int
 
 from axlearn.common.attention._linear import MultiheadOutputLinear
@@ -11,16 +12,27 @@ from axlearn.common.attention._qkv import BaseQKVLinear, QKVLinear, QKVOutput, d
 from axlearn.common.attention._scale import ScaleKey, ScaleQuery
 from axlearn.common.attention_bias import (
     BaseAttentionBias,
+    BoolAttentionBias,
     CausalAttentionBias,
+    LeftRightWindowAttentionBias,
     SegmentIdAttentionBias,
+    SlidingWindowAttentionBias,
     ZeroAttentionBias,
     as_attention_bias,
 )
-from axlearn.common.base_layer import BaseLayer
-from axlearn.common.config import REQUIRED, InstantiableConfig, Required, config_class, error_message
-from axlearn.common.kv_cache.base_kv_cache import KVCacheShape, KVState
+from axlearn.common.base_layer import BaseLayer, ParameterSpec
+from axlearn.common.config import (
+    REQUIRED,
+    ClassConfigBase,
+    InstantiableConfig,
+    Required,
+    config_class,
+    error_message,
+)
+from axlearn.common.kv_cache.base_kv_cache import UNWRITTEN_POSITION, KVCacheShape, KVState
 from axlearn.common.kv_cache.kv_cache import KVCache
 from axlearn.common.layers import Dropout
+from axlearn.common.param_init import ConstantInitializer
 
 # What a caller may pass as logit biases.
 LogitBiases = Union[BaseAttentionBias, Float[Array, "*dims"]]
@@ -80,8 +92,14 @@ class MultiheadAttention(BaseLayer):
         # `SlidingWindowAttentionBias.default_config(sliding_window_size=...)`. Positions in the mask are
         # indices into the sequence. None: all keys, unless `causal`.
         mask: Optional[InstantiableConfig] = None
-        # Keeps logits within plus and minus this number, by tanh. None: no cap.
+        # Makes a bias of target_positions and source_positions that is added to the logits, such as
+        # `config_for_function(alibi_attention_bias)`; num_heads is filled in. None: nothing is added.
+        logit_bias: Optional[InstantiableConfig] = None
+        # Keeps logits within plus and minus this number, above 0, by tanh. None: no cap.
         atten_logit_cap: Optional[float] = None
+        # Whether each head has a sink: a learned logit to which it can attend instead of to any key, see
+        # `attention_probs`. It is the parameter "sink" [num_heads]. None: False.
+        logit_sink: Optional[bool] = None
 
     def __init__(self, cfg: Config, *, parent: Optional[BaseLayer]):
         super().__init__(cfg, parent=parent)
@@ -104,6 +122,22 @@ class MultiheadAttention(BaseLayer):
         self._add_child("scale_key", cfg.key_scale.clone(per_head_dim=self.per_head_dim))
         self._add_child("kv_cache", KVCache.default_config() if cfg.kv_cache is None else cfg.kv_cache)
         self._check_heads()
+        self._check_window()
+        self._logit_bias = self._complete_logit_bias()
+
+    def _create_layer_parameter_specs(self) -> dict[str, ParameterSpec]:
+        cfg: MultiheadAttention.Config = self.config
+        if not cfg.logit_sink:
+            return {}
+        # Split like the query heads, which the output projection [model_dim, num_heads, per_head_dim] takes.
+        output_spec = cfg.output_linear.param_partition_spec
+        initializer = ConstantInitializer.default_config().set(value=0.0).instantiate()
+        sink = ParameterSpec(
+            shape=(cfg.num_heads,),
+            mesh_axes=None if output_spec is None else PartitionSpec(output_spec[1]),
+            initializer=initializer,
+        )
+        return {"sink": sink}
 
     def _check_config(self) -> None:
         cfg: MultiheadAttention.Config = self.config
@@ -114,6 +148,14 @@ class MultiheadAttention(BaseLayer):
                     what=f"causal={cfg.causal} and a mask",
                     expected="only one of them",
                     advice="drop causal; join masks with attention_bias.and_masks",
+                )
+            )
+        if cfg.atten_logit_cap is not None and not cfg.atten_logit_cap > 0:
+            raise ValueError(
+                error_message(
+                    where=self.path(),
+                    what=f"atten_logit_cap={cfg.atten_logit_cap}",
+                    expected="a number above 0, or None for no cap",
                 )
             )
         if self._hidden_dim % cfg.num_heads:
@@ -137,6 +179,41 @@ class MultiheadAttention(BaseLayer):
                 )
             )
 
+    def _check_window(self) -> None:
+        """Raises unless the cache keeps whatever the mask lets queries see."""
+        num_past = self.kv_cache.num_past_positions
+        if num_past is None:
+            return
+        mask: Any = self.config.mask
+        window = mask.sliding_window_size if _is_config_of(mask, SlidingWindowAttentionBias) else None
+        if window is None or window > num_past:
+            raise ValueError(
+                error_message(
+                    where=self.path(),
+                    what=f"a {type(self.kv_cache).__name__} that keeps {num_past} past positions, and "
+                    + ("no sliding window" if window is None else f"sliding_window_size={window}"),
+                    expected="a mask SlidingWindowAttentionBias whose window the cache holds",
+                    advice="use enable_sliding_window_attention",
+                )
+            )
+
+    def _complete_logit_bias(self) -> Optional[InstantiableConfig]:
+        """The config of the bias with the number of heads."""
+        cfg: MultiheadAttention.Config = self.config
+        bias: Any = cfg.logit_bias
+        if bias is None or "num_heads" not in bias:
+            return bias
+        if bias.num_heads not in (REQUIRED, cfg.num_heads):
+            raise ValueError(
+                error_message(
+                    where=self.path(),
+                    what=f"logit_bias.num_heads={bias.num_heads}",
+                    expected=f"num_heads={cfg.num_heads}",
+                    advice="leave it out: it is filled in",
+                )
+            )
+        return bias.clone(num_heads=cfg.num_heads)
+
     def _check_self_attention(self, *sources: Optional[Array]) -> None:
         if any(source is not None for source in sources):
             raise ValueError(
@@ -157,6 +234,12 @@ class MultiheadAttention(BaseLayer):
     def per_head_dim(self) -> int:
         """Size of a head."""
         return self._hidden_dim // self.config.num_heads
+
+    @property
+    def knows_time(self) -> bool:
+        """Whether outputs depend on the indices of queries and keys in their sequences."""
+        cfg: MultiheadAttention.Config = self.config
+        return bool(cfg.causal) or cfg.mask is not None or cfg.logit_bias is not None
 
     @property
     def num_kv_heads(self) -> int:
@@ -193,12 +276,12 @@ class MultiheadAttention(BaseLayer):
         """
         q_proj, k_proj, v_proj = self._project(query, key=key, value=value, query_positions=query_positions)
         kv_state = KVState(k_proj=k_proj, v_proj=v_proj, key_positions=default_positions(k_proj))
-        bias = as_attention_bias(attention_logit_biases) + self._mask_bias(
+        bias = as_attention_bias(attention_logit_biases) + self._position_bias(
             target_positions=default_positions(query), source_positions=kv_state.key_positions
         )
         if segment_ids is not None:
             self._check_self_attention(key, value)
-            bias = bias + SegmentIdAttentionBias(segment_ids)
+            bias = bias + SegmentIdAttentionBias(segment_ids, segment_ids)
         return self._attend(q_proj, kv_state=kv_state, bias=bias, return_aux=return_aux)
 
     def init_states(self, *, batch_size: int, max_len: int) -> dict[str, Any]:
@@ -238,25 +321,20 @@ class MultiheadAttention(BaseLayer):
             query: The hidden states of the next `step` tokens.
             live_step_len: How many of them are real, for each sequence; outputs of the others mean nothing.
                 None: all.
-            attention_logit_biases: Added to the logits `[batch, heads, step, max_len]`. None: nothing.
+            attention_logit_biases: Added to the logits `[batch, heads, step, max_len]`; only with a cache
+                that keeps all keys in order. None: nothing.
             return_aux: As in `forward`.
 
         Returns:
             The new state, and the outputs for the new tokens: NaN for a token that the cache has no room for.
+            A mask of one's own may see ahead, such as a prefix that everybody sees. It then sees what is there
+            already: steps equal the whole sequence where the prefix comes in one step.
 
         Raises:
-            ValueError: If neither `causal` nor `mask` is configured: then past outputs would depend on the
-                future.
+            ValueError: If neither `causal` nor `mask` is configured, or a mask that sees the future: then
+                past outputs would depend on the future. Also for biases with a cache that keeps a window.
         """
-        cfg: MultiheadAttention.Config = self.config
-        if not cfg.causal and cfg.mask is None:
-            raise ValueError(
-                error_message(
-                    where=self.path(),
-                    what="incremental decoding with neither causal nor mask",
-                    expected="a layer whose past does not depend on its future, such as causal=True",
-                )
-            )
+        self._check_extend_step(attention_logit_biases)
         time_step = cached_states["time_step"]
         step_len = query.shape[1]
         positions = time_step[:, None] + default_positions(query)
@@ -268,17 +346,61 @@ class MultiheadAttention(BaseLayer):
             key_positions=positions,
             live_step_len=live_step_len,
         )
-        bias = as_attention_bias(attention_logit_biases) + self._mask_bias(
+        bias = as_attention_bias(attention_logit_biases) + self._position_bias(
             target_positions=positions, source_positions=kv_state.key_positions
         )
+        next_time_step = time_step + (step_len if live_step_len is None else live_step_len)
+        if not self._is_surely_causal():
+            # What is not decoded yet is empty slots of the cache: no query sees beyond the last live token.
+            bias = bias + CausalAttentionBias((next_time_step - 1)[:, None], kv_state.key_positions)
         output = self._attend(q_proj, kv_state=kv_state, bias=bias, return_aux=return_aux)
         output = output._replace(
             data=_nan_where_not_kept(
                 output.data, positions=positions, kv_state=kv_state, live_step_len=live_step_len
             )
         )
-        next_time_step = time_step + (step_len if live_step_len is None else live_step_len)
         return {"time_step": next_time_step, "kv_cache": kv_cache_states}, output
+
+    def _check_extend_step(self, attention_logit_biases: Optional[LogitBiases]) -> None:
+        cfg: MultiheadAttention.Config = self.config
+        mask: Any = cfg.mask
+        problem = None
+        if not cfg.causal and mask is None:
+            problem = "neither causal nor mask"
+        elif _is_config_of(mask, LeftRightWindowAttentionBias) and mask.right_size > 0:
+            problem = f"a window of right_size={mask.right_size}"
+        if problem is not None:
+            raise ValueError(
+                error_message(
+                    where=self.path(),
+                    what=f"incremental decoding with {problem}",
+                    expected="a layer whose past does not depend on its future, such as causal=True",
+                )
+            )
+        if attention_logit_biases is not None and self.kv_cache.num_past_positions is not None:
+            raise ValueError(
+                error_message(
+                    where=self.path(),
+                    what=f"attention_logit_biases with a {type(self.kv_cache).__name__}",
+                    expected="none: its keys are in no order that a caller could know",
+                    advice="configure logit_bias, which is given their positions",
+                )
+            )
+
+    def _is_surely_causal(self) -> bool:
+        """Whether nobody sees the future, as far as the config tells. `_check_extend_step` refuses some others."""
+        cfg: MultiheadAttention.Config = self.config
+        classes = (CausalAttentionBias, SlidingWindowAttentionBias, LeftRightWindowAttentionBias)
+        return bool(cfg.causal) or any(_is_config_of(cfg.mask, cls) for cls in classes)
+
+    def _position_bias(self, *, target_positions: Array, source_positions: Array) -> BaseAttentionBias:
+        """Whatever is configured as a function of these indices into the sequence."""
+        bias = self._mask_bias(target_positions=target_positions, source_positions=source_positions)
+        if self._logit_bias is None:
+            return bias
+        return bias + self._logit_bias.instantiate(
+            target_positions=target_positions, source_positions=source_positions
+        )
 
     def _mask_bias(self, *, target_positions: Array, source_positions: Array) -> BaseAttentionBias:
         """The configured mask between these indices into the sequence."""
@@ -287,6 +409,15 @@ class MultiheadAttention(BaseLayer):
             mask: Any = cfg.mask.instantiate(
                 target_positions=target_positions, source_positions=source_positions
             )
+            if not isinstance(mask, BoolAttentionBias):
+                raise ValueError(
+                    error_message(
+                        where=self.path(),
+                        what=f"mask makes a {type(mask).__name__}",
+                        expected="a BoolAttentionBias, such as SlidingWindowAttentionBias",
+                        advice="set what is added to the logits as logit_bias",
+                    )
+                )
             return mask
         if cfg.causal:
             return CausalAttentionBias(target_positions, source_positions)
@@ -346,8 +477,18 @@ class MultiheadAttention(BaseLayer):
             The context `[batch, target, num_heads, per_head_dim]`, and the probabilities or None if this
             backend does not have them.
         """
-        probs = attention_probs(attention_logits(query, key), bias, logit_cap=self.config.atten_logit_cap)
+        probs = self._compute_probs(attention_logits(query, key), bias)
         return attention_context(self.dropout(probs), value), probs
+
+    def _compute_probs(self, logits: Array, bias: BaseAttentionBias) -> Array:
+        """From logits to probabilities, both `[batch, num_heads, target, source]`."""
+        cfg: MultiheadAttention.Config = self.config
+        sink = self.parameters["sink"] if cfg.logit_sink else None
+        return attention_probs(logits, bias, logit_cap=cfg.atten_logit_cap, sink=sink)
+
+
+def _is_config_of(cfg: Optional[InstantiableConfig], cls: type) -> bool:
+    return isinstance(cfg, ClassConfigBase) and cfg.klass is cls
 
 
 def _nan_where_not_kept(
@@ -357,7 +498,8 @@ def _nan_where_not_kept(
 
     Such a token does not see itself. Its output would look like any other, and be wrong.
     """
-    is_lost = positions > jnp.max(kv_state.key_positions, axis=1, keepdims=True)  # [batch, step]
+    kept = jnp.where(kv_state.key_positions == UNWRITTEN_POSITION, -1, kv_state.key_positions)
+    is_lost = positions > jnp.max(kept, axis=1, keepdims=True)  # [batch, step]
     if live_step_len is not None:
         is_lost &= default_positions(data) < live_step_len[:, None]
     return jnp.where(is_lost[..., None], jnp.nan, data)

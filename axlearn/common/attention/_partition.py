@@ -85,8 +85,8 @@ def set_double_shard_weights_config(
     """Splits every weight matrix of transformer layers over two groups of mesh axes.
 
     Args:
-        cfg: The config of a `TransformerLayer`, or of several, changed in place. Feed-forward blocks of other
-            kinds than `TransformerFeedForwardLayer` stay as they are.
+        cfg: The config of a `TransformerLayer` or `ParallelTransformerLayer`, or of several, changed in
+            place. Feed-forward blocks of other kinds than `TransformerFeedForwardLayer` stay as they are.
         batch_axis_names: Axes that split the batch.
         fsdp_axis_names: Axes that split the model dim of weights.
         tp_axis_names: Axes that split heads and hidden dims.
@@ -119,9 +119,11 @@ def set_double_shard_weights_config(
             "seq_axis_names": seq_axis_names,
         }
         blocks: Any = layer_cfg
-        set_attention_partition_specs(
-            blocks.self_attention, **axes, set_attn_activation_specs=set_attn_activation_specs
-        )
+        for name in ("self_attention", "cross_attention"):
+            if name in layer_cfg and getattr(blocks, name) is not None:
+                set_attention_partition_specs(
+                    getattr(blocks, name), **axes, set_attn_activation_specs=set_attn_activation_specs
+                )
         feed_forward = blocks.feed_forward
         if isinstance(feed_forward, TransformerFeedForwardLayer.Config):
             set_feed_forward_partition_specs(feed_forward, **axes)

@@ -1,4 +1,4 @@
-"""Rotary position embeddings."""
+"""Rotary position embeddings, and the frequencies of sinusoidal ones."""
 
 import jax
 import jax.numpy as jnp
@@ -7,6 +7,32 @@ from jaxtyping import Array, Float, Int
 
 from axlearn.common.base_layer import BaseLayer
 from axlearn.common.config import REQUIRED, Required, config_class, error_message
+
+
+def geometric_frequencies(*, dim: int, theta: float, where: str) -> np.ndarray:
+    """`theta ** (-2 i / dim)` for i < dim / 2.
+
+    Args:
+        dim: An even size.
+        theta: The base.
+        where: The path of the layer, for the message where `dim` is odd.
+
+    Returns:
+        float64 [dim / 2]: a relative error of a frequency grows with the position.
+    """
+    if dim % 2:
+        raise ValueError(
+            error_message(
+                where=where, what=f"dim={dim}", expected="an even size, for a sine and a cosine a frequency"
+            )
+        )
+    return np.power(float(theta), -np.arange(0, dim, 2) / dim)
+
+
+def angles_of(positions: Array, frequencies: np.ndarray) -> Array:
+    """The products of positions `[...]` and frequencies `[n]`: float32 `[..., n]`."""
+    frequencies = frequencies.reshape((1,) * positions.ndim + (-1,))
+    return positions[..., None].astype(jnp.float32) * jnp.asarray(frequencies, jnp.float32)
 
 
 class RoFormerSinusoidalPositionalEmbedding(BaseLayer):
@@ -38,18 +64,19 @@ class RoFormerSinusoidalPositionalEmbedding(BaseLayer):
         Raises:
             ValueError: If `dim` is odd.
         """
+        angles = angles_of(positions, self._frequencies())
+        sinusoids = jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)
+        amplitude = self._amplitude()
+        return sinusoids if amplitude == 1 else sinusoids * amplitude
+
+    def _frequencies(self) -> np.ndarray:
+        """The angle in radians between one position and the next: float64 [dim / 2]."""
         cfg: RoFormerSinusoidalPositionalEmbedding.Config = self.config
-        if cfg.dim % 2:
-            raise ValueError(
-                error_message(
-                    where=self.path(), what=f"dim={cfg.dim}", expected="an even size, for rotation in pairs"
-                )
-            )
-        # Made in float64: a relative error of the frequency grows with the position.
-        frequencies = np.power(float(cfg.theta), -np.arange(0, cfg.dim, 2) / cfg.dim)
-        frequencies = frequencies.reshape((1,) * positions.ndim + (-1,))
-        angles = positions[..., None].astype(jnp.float32) * jnp.asarray(frequencies, jnp.float32)
-        return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)
+        return geometric_frequencies(dim=cfg.dim, theta=cfg.theta, where=self.path())
+
+    def _amplitude(self) -> float:
+        """What sines and cosines are multiplied by."""
+        return 1.0
 
 
 def rotate_pairs(
@@ -79,15 +106,17 @@ def apply_rotary_position_embeddings(
     key: Float[Array, "batch source kv_heads per_head_dim"],
     value: Float[Array, "batch source kv_heads per_head_dim"],
     sinusoidal_pos: Float[Array, "#batch target per_head_dim"],
+    rotary_key: bool = True,
     rotary_value: bool,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Rotates queries and keys of a self-attention by their positions.
+    """Rotates queries, and unless told otherwise keys, of a self-attention by their positions.
 
     Args:
         query: Queries.
         key: Keys, at the positions of the queries.
         value: Values, at the positions of the queries.
         sinusoidal_pos: See `rotate_pairs`.
+        rotary_key: Whether to rotate the keys too.
         rotary_value: Whether to rotate the values too.
 
     Returns:
@@ -95,6 +124,6 @@ def apply_rotary_position_embeddings(
     """
     return (
         rotate_pairs(query, sinusoidal_pos),
-        rotate_pairs(key, sinusoidal_pos),
+        rotate_pairs(key, sinusoidal_pos) if rotary_key else key,
         rotate_pairs(value, sinusoidal_pos) if rotary_value else value,
     )

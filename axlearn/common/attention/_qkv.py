@@ -1,11 +1,12 @@
 """Projections of hidden states to queries, keys and values."""
 
 import abc
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, Optional
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int
 
 from axlearn.common.attention._linear import MultiheadInputLinear
@@ -190,8 +191,8 @@ class FusedGroupedQKVLinear(BaseQKVLinear):
         self._check_self_attention(key, value)
         cfg: FusedGroupedQKVLinear.Config = self.config
         heads = self.qkv_proj(query)
-        q, k, v = jnp.split(heads, [cfg.num_heads, cfg.num_heads + cfg.num_kv_heads], axis=2)
-        return QKVOutput(query=q, key=k, value=v)
+        parts = jnp.split(heads, [cfg.num_heads, cfg.num_heads + cfg.num_kv_heads], axis=2)
+        return QKVOutput(*(_split_over_heads(part, cfg.layer.param_partition_spec) for part in parts))
 
 
 class FusedQKVLinear(BaseQKVLinear):
@@ -266,6 +267,27 @@ class FusedQKVLinear(BaseQKVLinear):
         if "bias" in params:
             projections = [p + align_right(params["bias"][i], p) for i, p in enumerate(projections)]
         return QKVOutput(*(maybe_shard(p, layer_cfg.output_partition_spec) for p in projections))
+
+
+def _split_over_heads(heads: jax.Array, weight_spec: Optional[Sequence[Any]]) -> jax.Array:
+    """Says where the heads of one part of a fused projection lie, of which the parts share the devices.
+
+    The fused heads are split evenly, so that the boundary between queries and keys falls anywhere between or
+    within devices. Left to itself, XLA's partitioner multiplies such parts wrongly on some meshes, without any
+    error: with jax 0.10.2, (seq=2, model=4), 4 query heads and 2 key heads, the gradient of the weight was off
+    by O(1) (seen 2026-11-21, `scripts/xla_fused_heads_repro.py`).
+
+    Args:
+        heads: `[batch, seq, heads, per_head_dim]`.
+        weight_spec: How the weight `[model_dim, heads, per_head_dim]` lies on the mesh; None: it is whole.
+
+    Returns:
+        `heads`, split over the axes of the weight's heads as far as their number divides.
+    """
+    if weight_spec is None:
+        return heads
+    free = PartitionSpec.UNCONSTRAINED
+    return maybe_shard(heads, (free, free, weight_spec[-2], free))
 
 
 def _check_equal_dims(layer: BaseQKVLinear) -> None:

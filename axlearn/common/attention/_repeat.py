@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from axlearn.common.attention._layer import TransformerOutput
+from axlearn.common.attention._layer import CrossData, TransformerOutput
 from axlearn.common.attention._multihead import LogitBiases
 from axlearn.common.attention._stack import BaseStackedTransformerLayer
 from axlearn.common.base_layer import BaseLayer
@@ -31,6 +31,8 @@ class _TransformerRepeat(Repeat):
         attention_logit_biases: Optional[LogitBiases] = None,
         segment_ids: Optional[Int[Array, "batch seq"]] = None,
         positions: Optional[Int[Array, "#batch seq"]] = None,
+        cross_attention_data: Optional[CrossData] = None,
+        cross_attention_logit_biases: Optional[LogitBiases] = None,
     ) -> TransformerOutput:
         """See `BaseTransformerLayer.forward`."""
 
@@ -40,6 +42,8 @@ class _TransformerRepeat(Repeat):
                 attention_logit_biases=attention_logit_biases,
                 segment_ids=segment_ids,
                 positions=positions,
+                cross_attention_data=cross_attention_data,
+                cross_attention_logit_biases=cross_attention_logit_biases,
             )
             return output.data, None
 
@@ -58,11 +62,19 @@ class _TransformerRepeat(Repeat):
         data: Float[Array, "batch step input_dim"],
         *,
         live_step_len: Optional[Int[Array, "batch"]] = None,
+        cross_attention_data: Optional[CrossData] = None,
+        cross_attention_logit_biases: Optional[LogitBiases] = None,
     ) -> tuple[dict[str, Any], TransformerOutput]:
         """See `BaseTransformerLayer.extend_step`."""
 
         def run_layer(data_i: Array, states_i: dict[str, Any]) -> tuple[Array, dict[str, Any]]:
-            new_states, output = self.layer.extend_step(states_i, data_i, live_step_len=live_step_len)
+            new_states, output = self.layer.extend_step(
+                states_i,
+                data_i,
+                live_step_len=live_step_len,
+                cross_attention_data=cross_attention_data,
+                cross_attention_logit_biases=cross_attention_logit_biases,
+            )
             return output.data, new_states
 
         data, new_states = self._run(run_layer, data, xs=cached_states["layer"])
@@ -90,6 +102,15 @@ class RepeatedTransformerLayer(BaseStackedTransformerLayer):
                     advice="to alternate between layers, repeat a StackedTransformerLayer",
                 )
             )
+        if cfg.peak_stochastic_depth_rate:
+            raise ValueError(
+                error_message(
+                    where=self.path(),
+                    what=f"peak_stochastic_depth_rate={cfg.peak_stochastic_depth_rate}",
+                    expected="None: the layers of a loop have one config, so one rate for all",
+                    advice="use StackedTransformerLayer, or set stochastic_depth.rate in the layer",
+                )
+            )
         layer = cfg.layer.clone(input_dim=cfg.input_dim)
         self._add_child("repeat", cfg.repeat.clone(layer=layer, num_layers=cfg.num_layers))
 
@@ -108,6 +129,8 @@ class RepeatedTransformerLayer(BaseStackedTransformerLayer):
         attention_logit_biases: Optional[LogitBiases] = None,
         segment_ids: Optional[Int[Array, "batch seq"]] = None,
         positions: Optional[Int[Array, "#batch seq"]] = None,
+        cross_attention_data: Optional[CrossData] = None,
+        cross_attention_logit_biases: Optional[LogitBiases] = None,
     ) -> TransformerOutput:
         """See `BaseTransformerLayer.forward`."""
         return self.repeat(
@@ -115,6 +138,8 @@ class RepeatedTransformerLayer(BaseStackedTransformerLayer):
             attention_logit_biases=attention_logit_biases,
             segment_ids=segment_ids,
             positions=positions,
+            cross_attention_data=cross_attention_data,
+            cross_attention_logit_biases=cross_attention_logit_biases,
         )
 
     def init_states(self, *, batch_size: int, max_len: int) -> dict[str, Any]:
@@ -127,9 +152,15 @@ class RepeatedTransformerLayer(BaseStackedTransformerLayer):
         data: Float[Array, "batch step input_dim"],
         *,
         live_step_len: Optional[Int[Array, "batch"]] = None,
+        cross_attention_data: Optional[CrossData] = None,
+        cross_attention_logit_biases: Optional[LogitBiases] = None,
     ) -> tuple[dict[str, Any], TransformerOutput]:
         """See `BaseTransformerLayer.extend_step`."""
         repeat_states, output = self.repeat.extend_step(
-            cached_states["repeat"], data, live_step_len=live_step_len
+            cached_states["repeat"],
+            data,
+            live_step_len=live_step_len,
+            cross_attention_data=cross_attention_data,
+            cross_attention_logit_biases=cross_attention_logit_biases,
         )
         return {"repeat": repeat_states}, output

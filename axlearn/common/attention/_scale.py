@@ -1,11 +1,13 @@
 """Scaling of queries and keys."""
 
+import math
 from collections.abc import Callable
 from typing import Optional, Union
 
+import jax
 from jaxtyping import Array, Float
 
-from axlearn.common.base_layer import BaseLayer
+from axlearn.common.base_layer import BaseLayer, ParameterSpec
 from axlearn.common.config import (
     REQUIRED,
     InstantiableConfig,
@@ -14,6 +16,8 @@ from axlearn.common.config import (
     config_for_function,
     maybe_instantiate,
 )
+from axlearn.common.layers import align_right
+from axlearn.common.param_init import ConstantInitializer
 
 # From the per-head dim to a factor.
 ScaleFn = Callable[[int], Union[int, float]]
@@ -66,11 +70,59 @@ class BaseScaleQK(BaseLayer):
         return proj if self._factor == 1 else proj * self._factor
 
 
+class PerDimScale(BaseLayer):
+    """Multiplies each dim of the heads by a positive factor that is learned, and is 1 at first.
+
+    The factor is `softplus(param) / softplus(0)`.
+    """
+
+    @config_class
+    class Config(BaseLayer.Config):
+        """Configures `PerDimScale`."""
+
+        # Size of a head.
+        dim: Required[int] = REQUIRED
+
+    def _create_layer_parameter_specs(self) -> dict[str, ParameterSpec]:
+        cfg: PerDimScale.Config = self.config
+        zeros = ConstantInitializer.default_config().set(value=0.0).instantiate()
+        return {
+            "param": ParameterSpec(shape=(cfg.dim,), mesh_axes=cfg.param_partition_spec, initializer=zeros)
+        }
+
+    def forward(
+        self, x: Float[Array, "batch seq heads per_head_dim"]
+    ) -> Float[Array, "batch seq heads per_head_dim"]:
+        """Scales queries."""
+        # softplus(0) is ln 2.
+        factor = jax.nn.softplus(self.parameters["param"]) / math.log(2)
+        return x * align_right(factor, x)
+
+
 class ScaleQuery(BaseScaleQK):
     """Scales queries, by default by `per_head_dim ** -0.5`.
 
     Reference: Vaswani et al., Attention Is All You Need, https://arxiv.org/abs/1706.03762, section 3.2.1.
     """
+
+    @config_class
+    class Config(BaseScaleQK.Config):
+        """Configures `ScaleQuery`."""
+
+        # A learned factor for each dim, besides `scale_factor`: `PerDimScale.default_config()`. None: none.
+        per_dim_scale: Optional[BaseLayer.Config] = None
+
+    def __init__(self, cfg: Config, *, parent: Optional[BaseLayer]):
+        super().__init__(cfg, parent=parent)
+        if cfg.per_dim_scale is not None:
+            self._add_child("per_dim_scale", cfg.per_dim_scale.clone(dim=cfg.per_head_dim))
+
+    def forward(
+        self, proj: Float[Array, "batch seq heads per_head_dim"]
+    ) -> Float[Array, "batch seq heads per_head_dim"]:
+        """Scales queries."""
+        proj = super().forward(proj)
+        return self.per_dim_scale(proj) if "per_dim_scale" in self.children else proj
 
     @classmethod
     def default_scale_factor(cls) -> InstantiableConfig:

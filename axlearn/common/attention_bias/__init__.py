@@ -2,11 +2,15 @@
 
 A bias is a small pytree; biases add up with `+` without being evaluated. `value()` makes the array that is
 added to the logits. Masks (`BoolAttentionBias`) also say `bool_value()`; mask functions of positions
-(`MaskFnAttentionBias`) say which function, so that a kernel can skip what is masked.
+(`MaskFnAttentionBias`) say which function, so that a kernel can skip what is masked. `partition_spec` says how
+a bias is cut up where the logits are.
 
 Lengths of windows do not count the query itself: a window of n sees n + 1 positions.
 """
 
+from axlearn.common.attention_bias._alibi import ALiBiAttentionBias as ALiBiAttentionBias
+from axlearn.common.attention_bias._alibi import alibi_attention_bias as alibi_attention_bias
+from axlearn.common.attention_bias._alibi import alibi_slopes as alibi_slopes
 from axlearn.common.attention_bias._base import NEG_INF as NEG_INF
 from axlearn.common.attention_bias._base import BaseAttentionBias as BaseAttentionBias
 from axlearn.common.attention_bias._base import BoolAttentionBias as BoolAttentionBias
@@ -34,3 +38,4 @@ from axlearn.common.attention_bias._masks import causal_mask as causal_mask
 from axlearn.common.attention_bias._masks import left_right_window_mask as left_right_window_mask
 from axlearn.common.attention_bias._masks import or_masks as or_masks
 from axlearn.common.attention_bias._masks import sliding_window_causal_mask as sliding_window_causal_mask
+from axlearn.common.attention_bias._masks import truncated_key_mask as truncated_key_mask

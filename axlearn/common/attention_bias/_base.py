@@ -2,11 +2,12 @@
 
 import abc
 import dataclasses
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any, Optional, TypeVar, Union
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple, Optional, TypeVar, Union
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float
 
 from axlearn.common.config import error_message
@@ -60,6 +61,22 @@ def bias_pytree(*, data_fields: Sequence[str]) -> Callable[[type[B]], type[B]]:
     return register
 
 
+class LogitAxes(NamedTuple):
+    """The mesh axes that split each dim of the logits: entries of a partition spec."""
+
+    batch: Any
+    heads: Any
+    target: Any
+    source: Any
+
+
+def spec_of(array: Any, *entries: Any) -> PartitionSpec:
+    """The partition spec of an array that is broadcast along its dims of size 1, which nothing can split."""
+    return PartitionSpec(
+        *(None if size == 1 else entry for size, entry in zip(array.shape, entries, strict=True))
+    )
+
+
 @dataclasses.dataclass(frozen=True)
 class BaseAttentionBias(abc.ABC):
     """What is added to the logits `[batch, heads, target, source]` of an attention, made when asked for.
@@ -87,6 +104,34 @@ class BaseAttentionBias(abc.ABC):
     def astype(self: B, dtype: Any) -> B:
         """The same bias whose `value()` has the given floating dtype."""
         return dataclasses.replace(self, dtype=dtype)
+
+    def partition_spec(self: B, mha_dim_to_partition_spec: Mapping[str, PartitionSpec]) -> B:
+        """How the arrays that this bias is made from lie on the mesh, given how the logits do.
+
+        Args:
+            mha_dim_to_partition_spec: At "bnts" the partition spec of the logits
+                `[batch, heads, target, source]`; other keys do not matter.
+
+        Returns:
+            A bias with a `PartitionSpec` in the place of each array: what `shard_map` takes as the `in_specs`
+            of this bias. Inside, `value()` is the part of the bias that belongs to the local logits.
+
+        Raises:
+            ValueError: If there is no "bnts", or if parts of the arrays cannot make the parts of the bias.
+        """
+        if "bnts" not in mha_dim_to_partition_spec:
+            raise ValueError(
+                error_message(
+                    what=f"a partition spec for {sorted(mha_dim_to_partition_spec)}",
+                    expected="one for the logits, 'bnts'",
+                )
+            )
+        logits_spec = tuple(mha_dim_to_partition_spec["bnts"])
+        return self._partition_spec(LogitAxes(*logits_spec, *(None,) * (4 - len(logits_spec))))
+
+    @abc.abstractmethod
+    def _partition_spec(self: B, axes: "LogitAxes") -> B:
+        """See `partition_spec`."""
 
     def leaves(self) -> tuple["BaseAttentionBias", ...]:
         """The biases that this one is the sum of; itself if it is not composed."""
@@ -140,6 +185,9 @@ class ZeroAttentionBias(BaseAttentionBias):
         """False."""
         return False
 
+    def _partition_spec(self, axes: LogitAxes) -> "ZeroAttentionBias":
+        return self
+
 
 @dataclasses.dataclass(frozen=True)
 class BoolAttentionBias(BaseAttentionBias):
@@ -181,6 +229,9 @@ class CompositeAttentionBias(BaseAttentionBias):
     def has_value(self) -> bool:
         """Whether any summand has a value."""
         return any(bias.has_value() for bias in self.biases)
+
+    def _partition_spec(self, axes: LogitAxes) -> "CompositeAttentionBias":
+        return dataclasses.replace(self, biases=tuple(bias._partition_spec(axes) for bias in self.biases))
 
     def leaves(self) -> tuple[BaseAttentionBias, ...]:
         """See `BaseAttentionBias.leaves`."""
@@ -244,6 +295,9 @@ class TensorAttentionBias(BaseAttentionBias):
         """See `BaseAttentionBias.value`."""
         return self.tensor.astype(self.dtype)
 
+    def _partition_spec(self, axes: LogitAxes) -> "TensorAttentionBias":
+        return dataclasses.replace(self, tensor=spec_of(self.tensor, *axes))
+
 
 @bias_pytree(data_fields=("tensor",))
 @dataclasses.dataclass(frozen=True)
@@ -261,6 +315,9 @@ class BoolTensorAttentionBias(BoolAttentionBias):
     def bool_value(self) -> Bool[Array, "#batch #heads #target #source"]:
         """See `BoolAttentionBias.bool_value`."""
         return self.tensor
+
+    def _partition_spec(self, axes: LogitAxes) -> "BoolTensorAttentionBias":
+        return dataclasses.replace(self, tensor=spec_of(self.tensor, *axes))
 
 
 def to_rank_4(tensor: jax.Array) -> jax.Array:

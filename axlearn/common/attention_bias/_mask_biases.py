@@ -1,19 +1,27 @@
 """Biases that are functions of positions or of segment ids."""
 
 import dataclasses
-from typing import Any, Optional
+from typing import Any, Optional, TypeVar
 
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from axlearn.common.attention_bias._base import BoolAttentionBias, bias_pytree, bool_to_bias
+from axlearn.common.attention_bias._base import (
+    BoolAttentionBias,
+    LogitAxes,
+    bias_pytree,
+    bool_to_bias,
+    spec_of,
+)
 from axlearn.common.attention_bias._masks import (
     MaskFn,
     causal_mask,
     left_right_window_mask,
     sliding_window_causal_mask,
 )
-from axlearn.common.config import ClassConfigBase, config_for_class
+from axlearn.common.config import ClassConfigBase, config_for_class, error_message
+
+M = TypeVar("M", bound="MaskFnAttentionBias")
 
 
 @bias_pytree(data_fields=("segment_ids", "source_segment_ids"))
@@ -33,6 +41,25 @@ class SegmentIdAttentionBias(BoolAttentionBias):
         """See `BoolAttentionBias.bool_value`."""
         source = self.segment_ids if self.source_segment_ids is None else self.source_segment_ids
         return self.segment_ids[:, None, :, None] == source[:, None, None, :]
+
+    def _partition_spec(self, axes: LogitAxes) -> "SegmentIdAttentionBias":
+        if self.source_segment_ids is not None:
+            source = spec_of(self.source_segment_ids, axes.batch, axes.source)
+        elif axes.target == axes.source:
+            source = None
+        else:
+            raise ValueError(
+                error_message(
+                    what=f"targets split over {axes.target!r} and sources over {axes.source!r}, by one array",
+                    expected="segment ids of targets and of sources as two arrays",
+                    advice="use SegmentIdAttentionBias(segment_ids, segment_ids)",
+                )
+            )
+        return dataclasses.replace(
+            self,
+            segment_ids=spec_of(self.segment_ids, axes.batch, axes.target),
+            source_segment_ids=source,
+        )
 
 
 @bias_pytree(data_fields=("target_positions", "source_positions"))
@@ -55,6 +82,13 @@ class MaskFnAttentionBias(BoolAttentionBias):
     def bool_value(self) -> Bool[Array, "#batch #heads #target #source"]:
         """See `BoolAttentionBias.bool_value`."""
         return self.mask(self.target_positions[:, None, :, None], self.source_positions[:, None, None, :])
+
+    def _partition_spec(self: M, axes: LogitAxes) -> M:
+        return dataclasses.replace(
+            self,
+            target_positions=spec_of(self.target_positions, axes.batch, axes.target),
+            source_positions=spec_of(self.source_positions, axes.batch, axes.source),
+        )
 
 
 @bias_pytree(data_fields=("target_positions", "source_positions"))

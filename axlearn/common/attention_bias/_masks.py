@@ -8,6 +8,7 @@ import functools
 from typing import Protocol, runtime_checkable
 
 import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int
 
 from axlearn.common.config import error_message
@@ -81,6 +82,22 @@ def sliding_window_causal_mask(sliding_window_size: int) -> MaskFn:
     return _window_mask(sliding_window_size, 0)
 
 
+def truncated_key_mask(key_len: int) -> MaskFn:
+    """Every query sees the first `key_len` keys and no others, for instance a prefix, or keys without padding.
+
+    Args:
+        key_len: Number of visible keys, counted from position 0; not negative.
+
+    Returns:
+        The mask function, the identical object for equal lengths.
+
+    Raises:
+        ValueError: If the length is negative.
+    """
+    _check_size("key_len", key_len)
+    return _prefix_mask(key_len)
+
+
 def _check_size(name: str, size: int) -> None:
     if size < 0:
         raise ValueError(
@@ -93,6 +110,15 @@ def _window_mask(left_size: int, right_size: int) -> MaskFn:
     def mask(query_position: jax.Array, key_position: jax.Array) -> jax.Array:
         distance = query_position - key_position
         return (distance <= left_size) & (distance >= -right_size)
+
+    return mask
+
+
+@functools.lru_cache(maxsize=256)
+def _prefix_mask(key_len: int) -> MaskFn:
+    def mask(query_position: jax.Array, key_position: jax.Array) -> jax.Array:
+        # The sum with zeros gives the mask the shape of both.
+        return key_position + jnp.zeros_like(query_position) < key_len
 
     return mask
 

@@ -216,17 +216,20 @@ class Model(BaseLayer):
 
     @nowrap
     def check_host_batch(self, input_batch: Mapping[str, np.ndarray]) -> None:
-        """Refuses ids that the vocabulary does not have, before they reach a device.
+        """Refuses ids that the vocabulary does not have, and positions, before they reach a device.
 
         On the device such an id would only show as a NaN.
 
         Args:
-            input_batch: Host arrays: `input_ids`, and `target_labels` where there are any.
+            input_batch: Host arrays: `input_ids`, and `target_labels` and `input_positions` where there are
+                any.
 
         Raises:
             ValueError: An input id lies outside [0, vocab_size), or a label at or above vocab_size (a
-                negative label is no target).
+                negative label is no target), or a position beyond those that the embedding has.
         """
+        if "input_positions" in input_batch:
+            self.decoder.emb.check_seq_len(int(np.max(input_batch["input_positions"], initial=-1)) + 1)
         vocab_size = self.config.decoder.vocab_size
         lowest_legal = {"input_ids": 0, "target_labels": None}
         for name, lowest in lowest_legal.items():

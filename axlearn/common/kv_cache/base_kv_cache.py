@@ -4,10 +4,14 @@ import abc
 from typing import Any, NamedTuple, Optional
 
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int
 
 from axlearn.common.base_layer import BaseLayer
 from axlearn.common.config import config_class
+
+# The time index of a slot that was never written: later than any query's, so that no causal mask lets it be seen.
+UNWRITTEN_POSITION = int(np.iinfo(np.int32).max)
 
 
 class KVState(NamedTuple):
@@ -17,7 +21,8 @@ class KVState(NamedTuple):
         k_proj: Keys `[batch, source, kv_heads, per_head_dim]`.
         v_proj: Values `[batch, source, kv_heads, per_head_dim]`.
         key_positions: The time index of each key `[batch or 1, source]`, int32. A slot of a cache that was
-            never written has a time later than any query's, so that no causal mask lets it be seen.
+            never written has a time later than any query's (its own index, or `UNWRITTEN_POSITION`), so that
+            no causal mask lets it be seen.
     """
 
     k_proj: Array
@@ -56,6 +61,11 @@ class BaseKVCache(BaseLayer):
         # How the cache lies on the mesh: entries for batch, kv_len, num_kv_heads, per_head_dim. None: as the
         # compiler likes.
         kv_partition_spec: Optional[Any] = None
+
+    @property
+    def num_past_positions(self) -> Optional[int]:
+        """How many positions before a query's own are certain to be kept; None: all."""
+        return None
 
     def cache_dtype(self) -> Any:
         """The dtype in which keys and values are kept."""

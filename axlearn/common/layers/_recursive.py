@@ -58,17 +58,24 @@ def set_bias_recursively(cfg: ConfigBase, bias: bool = False) -> None:
 
 
 def set_norm_recursively(cfg: ConfigBase, norm_cfg: BaseNormalizationLayer.Config) -> None:
-    """Replaces every normalisation layer that is a field of a config in the tree, in place.
+    """Replaces every normalisation layer that is a field of a config in the tree, or in a dictionary that is one.
 
     Args:
-        cfg: The tree.
+        cfg: The tree, changed in place.
         norm_cfg: The config to put there; each place gets its own copy. An `input_dim` that a place already
             has is kept.
     """
 
+    def replace(child: Any) -> Any:
+        if not isinstance(child, BaseNormalizationLayer.Config):
+            return child
+        return norm_cfg.clone(input_dim=child.input_dim)
+
     def set_norm(value: ConfigBase) -> None:
         for name, child in value.items():
             if isinstance(child, BaseNormalizationLayer.Config):
-                value.set(**{name: norm_cfg.clone(input_dim=child.input_dim)})
+                value.set(**{name: replace(child)})
+            elif isinstance(child, dict):
+                value.set(**{name: {key: replace(item) for key, item in child.items()}})
 
     for_each_config(cfg, set_norm)

@@ -4,7 +4,7 @@ import dataclasses
 import enum
 import math
 from collections.abc import Sequence
-from typing import Any, Optional, Union
+from typing import Any, NamedTuple, Optional, Union
 
 import jax
 import numpy as np
@@ -16,6 +16,29 @@ from axlearn.common.utils._trees import Nested, Tensor
 NestedPartitionSpec = Optional[Nested[PartitionSpec]]
 
 
+class DroppedAxes(NamedTuple):
+    """Mesh axes that a partition spec names for a dimension that does not divide over them.
+
+    Attributes:
+        dim: Which dimension.
+        size: Its size.
+        axes: The axes that are left out, all of them longer than 1.
+        num_shards: What the size would have to be a multiple of for all axes of the spec to apply.
+    """
+
+    dim: int
+    size: int
+    axes: tuple[str, ...]
+    num_shards: int
+
+    def __str__(self) -> str:
+        names = ", ".join(repr(axis) for axis in self.axes)
+        return (
+            f"dimension {self.dim} is not split over {names}: its size {self.size} is no multiple of "
+            f"{self.num_shards}"
+        )
+
+
 @dataclasses.dataclass(frozen=True)
 class TensorSpec:
     """An array that need not exist yet.
@@ -23,7 +46,8 @@ class TensorSpec:
     Attributes:
         shape: Its shape.
         dtype: Its type; None: not decided.
-        mesh_axes: How its dimensions lie on the mesh; None: replicated.
+        mesh_axes: How its dimensions lie on the mesh; None: replicated. On a mesh over whose axes a dimension
+            does not divide, it is split over fewer of them; see `fit_to_mesh`.
         memory_kind: "device" or "pinned_host"; None: the default memory of the device.
     """
 
@@ -39,8 +63,18 @@ class TensorSpec:
         Raises:
             RuntimeError: Outside of `use_mesh`.
         """
-        spec = PartitionSpec() if self.mesh_axes is None else PartitionSpec(*self.mesh_axes)
-        return NamedSharding(_require_mesh(), spec, memory_kind=self.memory_kind)
+        mesh = _require_mesh()
+        spec, _ = fit_to_mesh(self.mesh_axes or (), shape=self.shape, mesh=mesh)
+        return NamedSharding(mesh, spec, memory_kind=self.memory_kind)
+
+    @property
+    def dropped_axes(self) -> tuple[DroppedAxes, ...]:
+        """What of `mesh_axes` does not apply on the mesh of the current thread, because it does not divide.
+
+        Raises:
+            RuntimeError: Outside of `use_mesh`.
+        """
+        return fit_to_mesh(self.mesh_axes or (), shape=self.shape, mesh=_require_mesh())[1]
 
 
 def _require_mesh() -> Union[Mesh, AbstractMesh]:
@@ -48,6 +82,43 @@ def _require_mesh() -> Union[Mesh, AbstractMesh]:
     if mesh is None:
         raise RuntimeError("There is no mesh here. Expected to be called inside `with use_mesh(mesh):`.")
     return mesh
+
+
+def fit_to_mesh(
+    spec: Union[PartitionSpec, Sequence[Any]], *, shape: Sequence[int], mesh: Union[Mesh, AbstractMesh]
+) -> tuple[PartitionSpec, tuple[DroppedAxes, ...]]:
+    """Leaves out of a partition spec what the shape does not divide over.
+
+    jax splits arrays into equal parts only. So that any model fits on any mesh, a dimension that does not
+    divide over all axes that its spec names is split over the first of them, as many as it divides over. It
+    is a function of spec, shape and mesh alone: a parameter, its optimizer state, its average and its
+    checkpoint lie alike.
+
+    Args:
+        spec: A PartitionSpec, or what makes one. Axes that the mesh does not have are left for jax to refuse.
+        shape: The shape of the array.
+        mesh: The mesh.
+
+    Returns:
+        The spec that applies, and what was left out of it.
+    """
+    entries, dropped = list(spec), []
+    for dim, (entry, size) in enumerate(zip(spec, shape, strict=False)):
+        axes = (entry,) if isinstance(entry, str) else entry
+        if not isinstance(axes, tuple | list) or not all(axis in mesh.shape for axis in axes):
+            continue
+        num_kept = next(n for n in range(len(axes), -1, -1) if size % _num_shards(axes[:n], mesh) == 0)
+        if num_kept == len(axes):
+            continue
+        kept = tuple(axes[:num_kept])
+        entries[dim] = kept[0] if len(kept) == 1 else kept or None
+        left_out = tuple(axis for axis in axes[num_kept:] if mesh.shape[axis] > 1)
+        dropped.append(DroppedAxes(dim, size, axes=left_out, num_shards=_num_shards(axes, mesh)))
+    return PartitionSpec(*entries), tuple(dropped)
+
+
+def _num_shards(axes: Sequence[str], mesh: Union[Mesh, AbstractMesh]) -> int:
+    return math.prod(mesh.shape[axis] for axis in axes)
 
 
 def with_sharding_constraint(x: Any, spec: Any) -> Any:
@@ -86,8 +157,9 @@ def maybe_shard(x: Tensor, spec: Optional[Sequence[Any]]) -> Tensor:
 
     Args:
         x: An array.
-        spec: A PartitionSpec, or what makes one. Axes that the mesh does not have, or that are manual inside
-            of `shard_map`, are left out. None: `x` returns as it is.
+        spec: A PartitionSpec, or what makes one. Axes that the mesh does not have, that are manual inside of
+            `shard_map`, or that a dimension does not divide over (see `fit_to_mesh`), are left out. None: `x`
+            returns as it is.
 
     Returns:
         `x`, constrained where there is a mesh.
@@ -99,7 +171,8 @@ def maybe_shard(x: Tensor, spec: Optional[Sequence[Any]]) -> Tensor:
     auto_axes = set(mesh.axis_names) - manual
     if not auto_axes:
         return x
-    return jax.lax.with_sharding_constraint(x, _only_axes(spec, axis_names=auto_axes))
+    known = _only_axes(spec, axis_names=auto_axes)
+    return jax.lax.with_sharding_constraint(x, fit_to_mesh(known, shape=np.shape(x), mesh=mesh)[0])
 
 
 class DataPartitionType(enum.Enum):
@@ -134,7 +207,7 @@ def data_partition_type_to_spec(partition: Union[DataPartitionType, PartitionSpe
 def _check_divides(path: str, shape: Sequence[int], *, spec: PartitionSpec, mesh: Mesh) -> None:
     for dim, entry in enumerate(spec):
         axes = (entry,) if isinstance(entry, str) else tuple(entry or ())
-        num_shards = math.prod(mesh.shape[axis] for axis in axes)
+        num_shards = _num_shards(axes, mesh)
         if shape[dim] % num_shards != 0:
             raise ValueError(
                 f"{path or 'array'}: dimension {dim} has size {shape[dim]}, which the {num_shards} shards "

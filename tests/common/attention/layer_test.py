@@ -8,15 +8,24 @@ import numpy as np
 import pytest
 
 from axlearn.common.attention import StackedTransformerLayer
+from axlearn.common.attention_bias import CausalAttentionBias, alibi_attention_bias
+from axlearn.common.config import REQUIRED, RequiredFieldMissingError, config_for_function
 from axlearn.common.module import functional
 from axlearn.common.utils import VDict, flatten_items
 from tests.common.attention.layer_configs import (
     DIM,
+    SOURCE_DIM,
+    cross_attention_layer_config,
     jit_method,
     llama_layer_config,
     llama_stack_config,
     normal,
+    numpy_attention,
+    numpy_attention_branch,
+    numpy_feed_forward_branch,
     numpy_llama_layer,
+    numpy_rms_norm,
+    parallel_layer_config,
     random_params,
 )
 
@@ -146,6 +155,106 @@ def test_layers_of_a_stack_may_differ():
     assert jit_method(layer)(random_params(layer), data=_X).data.shape == _X.shape
     with pytest.raises(ValueError, match=r"(?s)stack: 2 layer configs.*num_layers=3"):
         cfg.set(num_layers=3).instantiate(parent=None)
+
+
+def _numpy_params(layer):
+    params = random_params(layer)
+    return params, jax.tree.map(lambda w: np.asarray(w, np.float64), params)
+
+
+def test_cross_attention_stands_between_self_attention_and_feed_forward():
+    layer = cross_attention_layer_config().set(name="layer", input_dim=DIM).instantiate(parent=None)
+    params, p = _numpy_params(layer)
+    assert list(layer.children) == ["self_attention", "cross_attention", "feed_forward"]
+    source = normal(2, 5, SOURCE_DIM, seed=1)
+    is_live = np.array([[1, 1, 1, 1, 1], [1, 1, 0, 0, 0]], bool)
+    biases = np.where(is_live, 0, -1e9).astype(np.float32)[:, None, None, :]
+    outputs = jit_method(layer)(
+        params, data=_X, cross_attention_data=source, cross_attention_logit_biases=jnp.asarray(biases)
+    )
+    positions, mask = np.arange(_SEQ)[None], np.tril(np.ones([2, _SEQ, _SEQ], bool))
+    attention, cross, ffn = p["self_attention"], p["cross_attention"], p["feed_forward"]
+    x = np.asarray(_X, np.float64)
+    y = numpy_rms_norm(x, attention["norm"]["scale"])
+    x = x + numpy_attention_branch(attention["attention"], y, mask=mask, positions=positions)
+    y = numpy_rms_norm(x, cross["norm"]["scale"])
+    q, k, v = (
+        np.einsum("btd,dnh->btnh", z, cross["attention"]["i_proj"][name]["weight"])
+        for z, name in ((y, "q_proj"), (np.asarray(source), "k_proj"), (np.asarray(source), "v_proj"))
+    )
+    context = numpy_attention(q, k, v, np.repeat(is_live[:, None], _SEQ, 1))
+    x = x + np.einsum("btnh,dnh->btd", context, cross["attention"]["o_proj"]["weight"])
+    x = x + numpy_feed_forward_branch(ffn, numpy_rms_norm(x, ffn["norm"]["scale"]))
+    np.testing.assert_allclose(outputs.data, x, rtol=1e-4, atol=1e-4)
+
+
+def test_cross_attention_and_its_source_come_together_or_not_at_all():
+    source = normal(2, 5, SOURCE_DIM, seed=1)
+    layer = cross_attention_layer_config().set(name="layer", input_dim=DIM).instantiate(parent=None)
+    with pytest.raises(ValueError, match="layer: cross_attention_data missing"):
+        jit_method(layer)(random_params(layer), data=_X)
+    for cfg in (llama_layer_config(), parallel_layer_config()):
+        layer = cfg.set(name="layer", input_dim=DIM).instantiate(parent=None)
+        with pytest.raises(ValueError, match="layer: cross_attention_data given"):
+            jit_method(layer)(random_params(layer), data=_X, cross_attention_data=source)
+    cfg = cross_attention_layer_config().set(name="layer", input_dim=DIM)
+    cfg.cross_attention.source_dim = REQUIRED
+    with pytest.raises(RequiredFieldMissingError, match="source_dim"):
+        cfg.instantiate(parent=None)
+
+
+@pytest.mark.parametrize(
+    "field",
+    [
+        {"causal": True},
+        {"mask": CausalAttentionBias.default_config()},
+        {"logit_bias": config_for_function(alibi_attention_bias)},
+    ],
+)
+def test_cross_attention_that_compares_indices_does_not_decode(field):
+    """A step knows the source from its beginning, and would take its own first token for the first of all."""
+    cfg = cross_attention_layer_config().set(name="layer", input_dim=DIM)
+    cfg.cross_attention.attention.set(**field)
+    with pytest.raises(
+        ValueError, match=r"(?s)layer\.cross_attention\.attention: incremental decoding.*biases"
+    ):
+        cfg.instantiate(parent=None).init_states(batch_size=2, max_len=_SEQ)
+
+
+def test_parallel_blocks_see_the_same_normalised_inputs():
+    layer = parallel_layer_config().set(name="layer", input_dim=DIM).instantiate(parent=None)
+    params, p = _numpy_params(layer)
+    assert list(layer.children) == ["norm", "self_attention", "feed_forward"]
+    positions, mask = np.arange(_SEQ)[None], np.tril(np.ones([2, _SEQ, _SEQ], bool))
+    x = np.asarray(_X, np.float64)
+    y = numpy_rms_norm(x, p["norm"]["scale"])
+    attended = numpy_attention_branch(p["self_attention"]["attention"], y, mask=mask, positions=positions)
+    expected = x + attended + numpy_feed_forward_branch(p["feed_forward"], y)
+    np.testing.assert_allclose(jit_method(layer)(params, data=_X).data, expected, rtol=1e-4, atol=1e-4)
+    cfg = parallel_layer_config().set(name="layer", input_dim=DIM)
+    cfg.feed_forward.structure = "prenorm"
+    with pytest.raises(ValueError, match=r"(?s)layer: feed_forward\.structure='prenorm'.*'nonorm'"):
+        cfg.instantiate(parent=None)
+
+
+def test_later_layers_are_skipped_more_often():
+    cfg = StackedTransformerLayer.default_config().set(
+        name="stack", input_dim=DIM, num_layers=4, layer=llama_layer_config(), peak_stochastic_depth_rate=0.4
+    )
+    stack = cfg.instantiate(parent=None)
+    rates = [
+        [layer.children[block].stochastic_depth.config.rate for block in ("self_attention", "feed_forward")]
+        for layer in stack.children.values()
+    ]
+    np.testing.assert_allclose(rates, np.repeat([[0.1], [0.2], [0.3], [0.4]], 2, axis=1))
+    assert cfg.layer.feed_forward.stochastic_depth.rate is None
+    cfg.layer.feed_forward.stochastic_depth.rate = 0.1
+    with pytest.raises(ValueError, match=r"(?s)stack: peak_stochastic_depth_rate=0\.4 and stochastic_depth"):
+        cfg.instantiate(parent=None)
+    with pytest.raises(ValueError, match=r"(?s)stack: peak_stochastic_depth_rate=1\.0.*\[0, 1\)"):
+        cfg.clone(peak_stochastic_depth_rate=1.0).instantiate(parent=None)
+    with pytest.raises(ValueError, match=r"(?s)stack: peak_stochastic_depth_rate=0\.4.*Stacked"):
+        llama_stack_config().set(peak_stochastic_depth_rate=0.4).instantiate(parent=None)
 
 
 def test_dropout_is_off_in_evaluation_and_drawn_from_the_key_in_training():

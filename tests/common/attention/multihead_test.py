@@ -5,11 +5,32 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from axlearn.common.attention import GroupedQKVLinear, GroupedQueryAttention, MultiheadAttention
+from axlearn.common.attention import (
+    ALiBiAttentionLogitBiasLayer,
+    CausalAttentionLogitBiasLayer,
+    FullAttentionLogitBiasLayer,
+    GroupedQKVLinear,
+    GroupedQueryAttention,
+    MultiheadAttention,
+    SigmoidAttention,
+    SymmetricALiBiAttentionLogitBiasLayer,
+    attention_probs,
+    enable_sliding_window_attention,
+)
 from axlearn.common.attention_bias import (
     CausalAttentionBias,
+    LeftRightWindowAttentionBias,
+    MaskFnAttentionBias,
     SlidingWindowAttentionBias,
+    TensorAttentionBias,
+    ZeroAttentionBias,
+    alibi_attention_bias,
+    causal_mask,
+    or_masks,
+    truncated_key_mask,
 )
+from axlearn.common.config import config_for_function
+from axlearn.common.kv_cache.sliding_window_kv_cache import SlidingWindowKVCache
 from axlearn.common.module import functional
 from tests.common.attention.layer_configs import (
     DIM,
@@ -267,3 +288,175 @@ def test_segments_with_cross_attention_are_refused():
     layer, params = _build(_grouped_config())
     with pytest.raises(ValueError, match="segment_ids together with key or value"):
         jit_method(layer)(params, query=_X, key=_X, segment_ids=jnp.zeros([3, _SEQ], jnp.int32))
+
+
+def _reference_with_weights(params, weights_fn, x=_X):
+    """Like `_reference` over the whole of x, with any function from logits and head to weights."""
+    q, k, v = (_project(x, params["i_proj"][name]) for name in ("q_proj", "k_proj", "v_proj"))
+    group = NUM_HEADS // k.shape[2]
+    context = np.zeros(q.shape)
+    for j in range(NUM_HEADS):
+        logits = q[:, :, j] @ k[:, :, j // group].swapaxes(1, 2) * q.shape[-1] ** -0.5
+        context[:, :, j] = weights_fn(logits, j) @ v[:, :, j // group]
+    o_proj = params["o_proj"]
+    return np.einsum("btnh,dnh->btd", context, o_proj["weight"]) + np.asarray(o_proj["bias"])
+
+
+@pytest.mark.parametrize("grouped", [False, True])
+def test_a_sink_takes_probability_away(grouped):
+    full = MultiheadAttention.default_config().set(num_heads=NUM_HEADS)
+    cfg = _grouped_config() if grouped else full
+    layer, params = _build(cfg, causal=True, logit_sink=True)
+    sink = np.asarray(params["sink"])
+    assert sink.shape == (NUM_HEADS,)
+
+    def weights(logits, j):
+        exps = np.where(np.tril(np.ones([_SEQ, _SEQ])), np.exp(logits), 0)
+        return exps / (np.exp(sink[j]) + exps.sum(-1, keepdims=True))
+
+    outputs = jit_method(layer)(params, query=_X).data
+    np.testing.assert_allclose(outputs, _reference_with_weights(params, weights), rtol=1e-4, atol=1e-5)
+
+
+def test_a_sink_starts_at_0_learns_and_is_split_like_query_heads():
+    cfg = _grouped_config(logit_sink=True)
+    layer, _ = _build(cfg)
+    assert tuple(layer.create_parameter_specs_recursively()["sink"].mesh_axes) == ("model",)
+    params = jax.jit(layer.initialize_parameters_recursively)(jax.random.PRNGKey(0))
+    np.testing.assert_array_equal(params["sink"], np.zeros(NUM_HEADS))
+    plain, _ = _build(_grouped_config())
+    assert "sink" not in plain.create_parameter_specs_recursively()
+    # d p / d sink = -p * p_sink, and what a sum of all probabilities loses is what the sink gets.
+    logits = jnp.asarray([[[[1.0, 2.0]]]])
+    grad = jax.grad(lambda sink: attention_probs(logits, ZeroAttentionBias(), sink=sink).sum())(jnp.zeros(1))
+    exps = np.exp([1.0, 2.0]).sum()
+    np.testing.assert_allclose(grad, -exps / (1 + exps) ** 2, rtol=1e-5)
+
+
+@pytest.mark.parametrize("sink", [-300.0, 300.0])
+def test_a_sink_is_safe_at_any_size_and_takes_all_where_everything_is_masked(sink):
+    logits, sink = jnp.full([1, 1, 2, 3], 200.0), jnp.full([1], sink)
+    masked = TensorAttentionBias.from_tensor(jnp.asarray([[0.0, 0, 0], [-1e15] * 3]))
+    probs = attention_probs(logits, masked, sink=sink)
+    np.testing.assert_allclose(probs[0, 0, 0], 1 / 3 if sink < 0 else 0, rtol=1e-6)
+    np.testing.assert_array_equal(probs[0, 0, 1], 0)
+
+
+def test_alibi_equals_numpy():
+    layer, params = _build(_grouped_config(causal=True, logit_bias=config_for_function(alibi_attention_bias)))
+    distance = np.arange(_SEQ)[:, None] - np.arange(_SEQ)
+
+    def weights(logits, j):
+        slope = 2.0 ** (-2 * (j + 1))  # 8 / num_heads = 2.
+        exps = np.where(distance >= 0, np.exp(logits - slope * distance), 0)
+        return exps / exps.sum(-1, keepdims=True)
+
+    outputs = jit_method(layer)(params, query=_X).data
+    np.testing.assert_allclose(outputs, _reference_with_weights(params, weights), rtol=1e-4, atol=1e-5)
+
+
+def test_sigmoid_attention_equals_numpy():
+    cfg = SigmoidAttention.default_config().set(num_heads=NUM_HEADS, causal=True, seq_len=5)
+    layer, params = _build(cfg)
+
+    def weights(logits, j):
+        return np.tril(1 / (1 + np.exp(np.log(5) - logits)))
+
+    outputs = jit_method(layer)(params, query=_X).data
+    np.testing.assert_allclose(outputs, _reference_with_weights(params, weights), rtol=1e-4, atol=1e-5)
+
+
+def test_logit_bias_layers_return_what_they_configure():
+    segments = np.array([[1, 1, 1, 2, 2], [1, 1, 0, 0, 0]])
+    distance = np.arange(5)[:, None] - np.arange(5)
+    within = (segments[:, None, :, None] == segments[:, None, None, :]) & np.ones([1, 2, 1, 1], bool)
+    slopes = np.array([1 / 16, 1 / 256])[:, None, None]
+    heads = {"num_heads": 2}
+    for cfg, allowed, bias in [
+        (CausalAttentionLogitBiasLayer.default_config(), distance >= 0, 0),
+        (FullAttentionLogitBiasLayer.default_config(), True, 0),
+        (ALiBiAttentionLogitBiasLayer.default_config().set(**heads), distance >= 0, -slopes * distance),
+        (SymmetricALiBiAttentionLogitBiasLayer.default_config().set(**heads), True, -slopes * abs(distance)),
+    ]:
+        layer = cfg.set(name="attention_mask").instantiate(parent=None)
+        value = functional(layer, None, {}, {"segment_ids": jnp.asarray(segments)}, is_training=False)[
+            0
+        ].value()
+        visible = within & allowed
+        expected = np.where(visible, bias, -np.inf)
+        np.testing.assert_allclose(np.where(visible, value, -np.inf), expected, rtol=1e-6)
+        assert (np.where(visible, -np.inf, value) < -1e14).all()
+
+
+def _with_ring(length: int, **kwargs):
+    ring = SlidingWindowKVCache.default_config().set(cached_kv_length=length)
+    return _grouped_config(kv_cache=ring, **kwargs)
+
+
+_ALIBI = config_for_function(alibi_attention_bias)
+
+
+@pytest.mark.parametrize(
+    ("cfg", "message"),
+    [
+        (_grouped_config(atten_logit_cap=0.0), "atten_logit_cap=0.0.*None for no cap"),
+        (_with_ring(3, causal=True), "keeps 3 past positions, and no sliding window"),
+        (
+            _with_ring(3, mask=SlidingWindowAttentionBias.default_config(sliding_window_size=4)),
+            "keeps 3 past positions, and sliding_window_size=4",
+        ),
+        (_grouped_config(logit_bias=_ALIBI.clone(num_heads=3)), r"logit_bias.num_heads=3.*num_heads=4"),
+        (
+            SigmoidAttention.default_config().set(num_heads=NUM_HEADS, seq_len=4, logit_sink=True),
+            r"logit_sink=True.*need no sink",
+        ),
+        (SigmoidAttention.default_config().set(num_heads=NUM_HEADS, seq_len=0), "seq_len=0"),
+    ],
+)
+def test_configs_that_cannot_be_meant_are_refused(cfg, message):
+    with pytest.raises(ValueError, match=f"(?s)attention: .*{message}"):
+        _build(cfg)
+
+
+def _extend(cfg, **inputs):
+    layer, params = _build(cfg)
+    states = layer.init_states(batch_size=3, max_len=_SEQ)
+    inputs = {"cached_states": states, "query": _X, **inputs}
+    return functional(layer, None, params, inputs, method="extend_step", is_training=False)
+
+
+def test_a_mask_that_forbids_nothing_is_refused():
+    layer, params = _build(_grouped_config(mask=_ALIBI.clone(num_heads=NUM_HEADS)))
+    with pytest.raises(ValueError, match=r"(?s)attention: mask makes a ALiBiAttentionBias.*logit_bias"):
+        jit_method(layer)(params, query=_X)
+
+
+def test_a_prefix_that_everybody_sees_is_what_has_been_decoded_of_it():
+    """The prefix of 4 comes whole in the first row, and in part in the others: their last tokens are junk."""
+    mask = MaskFnAttentionBias.default_config(mask=or_masks(causal_mask, truncated_key_mask(4)))
+    layer, params = _build(_grouped_config(mask=mask))
+    states = layer.init_states(batch_size=3, max_len=_SEQ)
+    extend = jit_method(layer, method="extend_step")
+    lens = np.array([4, 3, 1])
+    states, output = extend(
+        params, cached_states=states, query=_X[:, :4], live_step_len=jnp.asarray(lens, jnp.int32)
+    )
+    for row, num in enumerate(lens):
+        x = _X[row : row + 1, :num]
+        expected = _reference(params, x, x, np.ones([1, num, num], bool))
+        np.testing.assert_allclose(output.data[row : row + 1, :num], expected, rtol=1e-4, atol=1e-5)
+    # From the prefix on, steps equal the whole sequence.
+    _, output = extend(params, cached_states=states, query=_X[:, 4:])
+    whole = jit_method(layer)(params, query=_X).data
+    np.testing.assert_allclose(output.data[0], whole[0, 4:], rtol=1e-4, atol=1e-5)
+
+
+def test_steps_that_would_see_the_future_or_misplace_a_bias_are_refused():
+    window = LeftRightWindowAttentionBias.default_config(left_size=2, right_size=1)
+    with pytest.raises(ValueError, match="incremental decoding with a window of right_size=1"):
+        _extend(_grouped_config(mask=window))
+    ring = enable_sliding_window_attention(_grouped_config(), 2)
+    with pytest.raises(
+        ValueError, match=r"(?s)attention_logit_biases with a SlidingWindowKVCache.*logit_bias"
+    ):
+        _extend(ring, attention_logit_biases=jnp.zeros([_SEQ, _SEQ]))

@@ -9,8 +9,10 @@ from axlearn.common.attention import (
     FusedGroupedQKVLinear,
     FusedQKVLinear,
     GroupedQKVLinear,
+    GroupedQueryAttention,
     MultiheadInputLinear,
     MultiheadOutputLinear,
+    PerDimScale,
     QKVLinear,
     RoFormerQKVLinear,
     ScaleKey,
@@ -18,7 +20,7 @@ from axlearn.common.attention import (
     constant_scale_fn,
 )
 from axlearn.common.config import config_for_function
-from axlearn.common.layers import RMSNorm
+from axlearn.common.layers import RMSNorm, set_bias_recursively
 from axlearn.common.utils import VDict, flatten_items
 from tests.common.attention.layer_configs import jit_method, normal, numpy_rope, random_params
 
@@ -140,6 +142,85 @@ def test_rotary_projection_rotates_queries_and_keys_and_values_if_told(rotary_va
     )
 
 
+def _rms(x, params):
+    return x / np.sqrt(np.mean(np.square(x), -1, keepdims=True) + 1e-5) * np.asarray(params["norm"]["scale"])
+
+
+def test_queries_and_keys_are_scaled_before_the_rotation():
+    norm = RMSNorm.default_config().set(eps=1e-5)
+    cfg = _config(
+        RoFormerQKVLinear,
+        rotary_value=False,
+        input_linear=FusedGroupedQKVLinear.default_config().set(num_kv_heads=2),
+        query_scale=ScaleQuery.default_config().set(norm=norm),
+        key_scale=ScaleKey.default_config().set(norm=norm),
+    )
+    layer = cfg.instantiate(parent=None)
+    params = random_params(layer)
+    # The order of initialisation; projections start as without scales.
+    specs = layer.create_parameter_specs_recursively()
+    assert list(specs) == ["rope_pos_emb_layer", "i_proj", "scale_query", "scale_key"]
+    positions = np.array([[0, 1, 2], [5, 0, 1]])
+    q, k, v = jit_method(layer)(params, query=_X, query_positions=jnp.asarray(positions))
+    heads = np.split(_project(_X, params["i_proj"]["qkv_proj"]), [4, 6], axis=2)
+    expected_q = numpy_rope(_PER_HEAD**-0.5 * _rms(heads[0], params["scale_query"]), positions, 1e4)
+    expected_k = numpy_rope(_rms(heads[1], params["scale_key"]), positions, 1e4)
+    np.testing.assert_allclose(q, expected_q, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(k, expected_k, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(v, heads[2], rtol=1e-5, atol=1e-6)
+
+
+def test_a_part_of_each_head_may_be_rotated():
+    cfg = _config(RoFormerQKVLinear, rotary_value=True, partial_rope_factor=0.4).set(per_head_dim=10)
+    layer = cfg.instantiate(parent=None)
+    params = random_params(layer)
+    positions = np.array([[0, 1, 2], [5, 0, 1]])
+    outputs = jit_method(layer)(params, query=_X, query_positions=jnp.asarray(positions))
+    for output, name in zip(outputs, ("q_proj", "k_proj", "v_proj"), strict=True):
+        plain = _project(_X, params["i_proj"][name])
+        expected = np.concatenate([numpy_rope(plain[..., :4], positions, 1e4), plain[..., 4:]], axis=-1)
+        np.testing.assert_allclose(output, expected, rtol=1e-4, atol=1e-5)
+    for factor in (0.0, 1.2, 0.3, 0.45):
+        with pytest.raises(ValueError, match=rf"(?s)partial_rope_factor={factor}.*per_head_dim=10"):
+            cfg.set(partial_rope_factor=factor).instantiate(parent=None)
+
+
+@pytest.mark.parametrize(
+    ("input_linear", "bias_shapes"),
+    [
+        (FusedGroupedQKVLinear.default_config().set(num_kv_heads=2), {"qkv_proj": (8, 2)}),
+        (FusedQKVLinear.default_config(), {"qkv_proj": (3, 4, 2)}),
+        (QKVLinear.default_config(), {"q_proj": (4, 2), "k_proj": (4, 2), "v_proj": (4, 2)}),
+        (
+            GroupedQKVLinear.default_config().set(num_kv_heads=2),
+            {"q_proj": (4, 2), "k_proj": (2, 2), "v_proj": (2, 2)},
+        ),
+    ],
+)
+def test_projections_may_have_biases_where_nothing_else_has(input_linear, bias_shapes):
+    cfg = GroupedQueryAttention.default_config().set(
+        name="attention", query_dim=_DIM, key_dim=_DIM, value_dim=_DIM, num_heads=4, hidden_dim=8, causal=True
+    )
+    cfg.input_linear = RoFormerQKVLinear.default_config().set(rotary_value=False, input_linear=input_linear)
+    set_bias_recursively(cfg, False)
+    cfg.input_linear.input_linear.layer.bias = True
+    layer = cfg.instantiate(parent=None)
+    params = random_params(layer)
+    biases = {path: leaf.shape for path, leaf in flatten_items(params) if path.endswith("bias")}
+    assert biases == {f"i_proj/i_proj/{name}/bias": shape for name, shape in bias_shapes.items()}
+    # Without inputs the values are their biases, averaged over sources that are all alike.
+    outputs = jit_method(layer)(params, query=jnp.zeros([1, 3, _DIM])).data
+    inner = params["i_proj"]["i_proj"]
+    if "v_proj" in inner:
+        bias = np.asarray(inner["v_proj"]["bias"])
+    else:
+        bias = np.asarray(inner["qkv_proj"]["bias"])
+        bias = bias[2] if bias.ndim == 3 else bias[6:]
+    value = np.repeat(bias, 4 // bias.shape[0], axis=0)
+    expected = np.einsum("nh,dnh->d", value, params["o_proj"]["weight"])
+    np.testing.assert_allclose(outputs, np.broadcast_to(expected, [1, 3, _DIM]), rtol=1e-4, atol=1e-5)
+
+
 def test_projections_from_one_source_refuse_others():
     layer = _config(FusedGroupedQKVLinear, num_kv_heads=2).instantiate(parent=None)
     with pytest.raises(ValueError, match=r"(?s)qkv: key or value given.*use QKVLinear"):
@@ -167,3 +248,16 @@ def test_scales_of_queries_and_keys():
     np.testing.assert_allclose(
         jit_method(layer)(params, proj=jnp.asarray(heads)), expected, rtol=1e-4, atol=1e-5
     )
+
+
+def test_a_factor_for_each_dim_is_learned_and_starts_at_one():
+    cfg = ScaleQuery.default_config().set(name="scale", per_head_dim=16)
+    cfg.per_dim_scale = PerDimScale.default_config()
+    layer = cfg.instantiate(parent=None)
+    heads = np.asarray(normal(2, 3, _HEADS, 16))
+    initial = jax.jit(layer.initialize_parameters_recursively)(jax.random.PRNGKey(0))
+    assert {path: leaf.shape for path, leaf in flatten_items(initial)} == {"per_dim_scale/param": (16,)}
+    np.testing.assert_allclose(jit_method(layer)(initial, proj=heads), heads / 4, rtol=1e-6)
+    params = random_params(layer)
+    factor = np.log1p(np.exp(np.asarray(params["per_dim_scale"]["param"]))) / np.log(2)
+    np.testing.assert_allclose(jit_method(layer)(params, proj=heads), heads / 4 * factor, rtol=1e-5)
