@@ -175,6 +175,11 @@ class DataIterator:
         self._next_step = next_step
         self._batches = None
 
+    def set_step(self, step: int) -> None:
+        """Goes behind the batches of the first `step` steps of a run over these data, which had other positions."""
+        self._next_step = step
+        self._batches = None
+
 
 class Input(Module):
     """Where batches come from. Subclasses implement `batches` and `element_spec`.
@@ -265,6 +270,22 @@ class Input(Module):
             The same batch with the constraints of `input_partitioner`.
         """
         return batch if self._partitioner is None else self._partitioner(batch)
+
+    @nowrap
+    def partition_rows(self, rows: Nested[Tensor]) -> Nested[Tensor]:
+        """Lays some rows of a dispatched batch, such as a micro-batch, on the mesh as the batch lies there.
+
+        Args:
+            rows: A part of what `dispatch_global_batch` returned.
+
+        Returns:
+            The same rows with constraints; axes that their number does not divide over are left out.
+        """
+        if self._partitioner is not None:
+            return self._partitioner(rows)
+        spec = tuple(self.partition_spec)
+        constrained: Nested[Tensor] = jax.tree.map(lambda x: maybe_shard(x, spec[: x.ndim]), rows)
+        return constrained
 
     @nowrap
     def write_assets(self, directory: Union[str, os.PathLike[str]]) -> None:

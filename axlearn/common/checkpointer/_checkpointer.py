@@ -16,7 +16,7 @@ from axlearn.common.checkpointer._index import CheckpointValidationType
 from axlearn.common.checkpointer._layout import sweep_leftovers
 from axlearn.common.checkpointer._lease import WriterLease
 from axlearn.common.checkpointer._policies import CheckpointPolicy, every_n_steps_policy
-from axlearn.common.checkpointer._restore import PathFilter, read_checkpoint
+from axlearn.common.checkpointer._restore import PathFilter, StateFn, read_checkpoint
 from axlearn.common.checkpointer._save import BackgroundSave, IndexWriter, index_as_json
 from axlearn.common.checkpointer._select import Restored, read_newest, read_step
 from axlearn.common.checkpointer._snapshot import take_snapshot
@@ -231,15 +231,21 @@ class Checkpointer(Module):
     # Restoring.
 
     @nowrap
-    def restore(self, *, step: Optional[int] = None, state: Nested[Any]) -> Restored:
+    def restore(
+        self, *, step: Optional[int] = None, state: Nested[Any], state_fn: Optional[StateFn] = None
+    ) -> Restored:
         """Restores a state.
 
-        A checkpoint that is damaged is renamed to `step_N.corrupt-<reason>`, and the one before it is tried.
+        A checkpoint of ours that is damaged is renamed to `step_N.corrupt-<reason>`, and the one before it is
+        tried. One in AXLearn's layout keeps its name in any case.
 
         Args:
             step: The step; then no other one will do, and nothing is renamed. None: the newest that is whole.
             state: What to restore: a tree of `TensorSpec` and of stateful leaves. Each stateful leaf is told
-                to continue from what was saved, after everything else is there.
+                to continue from what was saved, after everything else is there; where that was not saved, one
+                with `set_step(step)` is told the step.
+            state_fn: Makes the state to restore from what the checkpoint holds, such as one with fewer parts; it
+                is called anew for each checkpoint that is tried. None: `state` is restored.
 
         Returns:
             `(step, state)`: the step, and the state with arrays in the place of specs, in the memory that
@@ -259,7 +265,12 @@ class Checkpointer(Module):
 
         def read(ckpt_dir: pathlib.Path) -> Nested[Any]:
             return read_checkpoint(
-                ckpt_dir, state=state, storage=self._storage, validation=validation, keep_path=self._keep_path
+                ckpt_dir,
+                state=state,
+                storage=self._storage,
+                validation=validation,
+                keep_path=self._keep_path,
+                state_fn=state_fn,
             )
 
         if step is not None:

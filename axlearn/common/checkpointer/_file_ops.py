@@ -59,7 +59,12 @@ class FileOps:
 
 
 class StepFolder:
-    """A folder that is being filled, and what it holds so far."""
+    """A folder that is being filled, and what it holds so far.
+
+    Attributes:
+        path: The folder.
+        entries: Its files, by path in it.
+    """
 
     def __init__(self, path: pathlib.Path, *, files: FileOps):
         """Makes the folder.
@@ -68,7 +73,7 @@ class StepFolder:
             path: The folder; its parent exists.
             files: What to write with.
         """
-        self._path = path
+        self.path = path
         self._ops = files
         self._dirs: dict[pathlib.PurePosixPath, None] = {}
         self.entries: dict[str, FileEntry] = {}
@@ -85,16 +90,16 @@ class StepFolder:
         path = pathlib.PurePosixPath(name)
         for folder in reversed(path.parents[:-1]):
             if folder not in self._dirs:
-                self._ops.make_dir(self._path / folder)
+                self._ops.make_dir(self.path / folder)
                 self._dirs[folder] = None
-        self._ops.write_file(self._path / path, data)
+        self._ops.write_file(self.path / path, data)
         self.entries[name] = FileEntry(size=len(data), sha256=hashlib.sha256(data).hexdigest())
 
     def sync(self) -> None:
         """Makes the names of all files durable, from the innermost folder outwards."""
         for folder in sorted(self._dirs, key=lambda path: len(path.parts), reverse=True):
-            self._ops.sync_dir(self._path / folder)
-        self._ops.sync_dir(self._path)
+            self._ops.sync_dir(self.path / folder)
+        self._ops.sync_dir(self.path)
 
 
 def is_out_of_space(error: BaseException) -> bool:

@@ -16,6 +16,7 @@ from axlearn.common.checkpointer._file_ops import FileOps
 from axlearn.common.checkpointer._layout import (
     PathLike,
     checkpoint_steps,
+    is_ours,
     new_attempt_path,
     parse_step_from_dir,
     step_dir_name,
@@ -136,7 +137,10 @@ class GarbageCollector:
 
     def _find_deletable(self) -> list[int]:
         """The steps that may go, after another look at those that are the reason."""
-        steps = checkpoint_steps(self._base_dir)
+        # What somebody else wrote is not ours to delete, and no reason to delete ours.
+        steps = [
+            step for step in checkpoint_steps(self._base_dir) if is_ours(self._base_dir / step_dir_name(step))
+        ]
         verified = set(self._verified_steps)
 
         def find_deletable() -> list[int]:

@@ -43,7 +43,7 @@ class ArrayEntry(NamedTuple):
     dtype: np.dtype
 
 
-class Index(NamedTuple):
+class CheckpointIndex(NamedTuple):
     """The leaves of a checkpoint.
 
     Attributes:
@@ -68,17 +68,21 @@ def build_index(snapshot: Snapshot, *, step: int) -> list[list[Any]]:
         `[["step", step], [path, {"dtype": ..., "shape": "(4, 64)"}], [path, "<class ...>"], ...]`.
     """
     leaves: dict[str, Any] = {
-        path: {"dtype": array.dtype.name, "shape": str(array.shape)}
-        for path, array in snapshot.arrays.items()
+        path: index_entry(array.shape, array.dtype) for path, array in snapshot.arrays.items()
     }
     leaves.update(snapshot.document_types)
     return [["step", step], *([path, leaves[path]] for path in sorted(leaves))]
 
 
+def index_entry(shape: tuple[int, ...], dtype: np.dtype) -> dict[str, str]:
+    """What the index says about an array."""
+    return {"dtype": dtype.name, "shape": str(tuple(int(n) for n in shape))}
+
+
 _SHAPE_PATTERN = re.compile(r"\(((\d{1,18}, )*\d{1,18},?)?\)")
 
 
-def parse_index(data: bytes) -> Index:
+def parse_index(data: bytes) -> CheckpointIndex:
     """Reads what `build_index` made, as JSON.
 
     Raises:
@@ -98,7 +102,7 @@ def parse_index(data: bytes) -> Index:
                 documents[path] = str(value)
     except (ValueError, TypeError, KeyError, RecursionError) as e:
         raise ValueError(f"is not an index ({type(e).__name__}: {e}).") from e
-    return Index(step=step, arrays=arrays, documents=documents)
+    return CheckpointIndex(step=step, arrays=arrays, documents=documents)
 
 
 def _parse_shape(text: str) -> tuple[int, ...]:
@@ -108,7 +112,7 @@ def _parse_shape(text: str) -> tuple[int, ...]:
 
 
 def check_index(
-    index: Index,
+    index: CheckpointIndex,
     wanted: Leaves,
     *,
     where: str,

@@ -5,9 +5,11 @@
     step_00000100.corrupt-<reason>/    one that did not verify; set aside, never deleted
     step_00000100.replaced-<attempt>/  one whose step is just being saved again
     step_00000000.trash-<attempt>/     one being deleted
+    step_00000300.uncommitted-<attempt>/  what somebody else began and we had to save under the same name
     .writer                            held by whoever writes here
 
-Everything else belongs to somebody else and is left alone, links too.
+Everything else belongs to somebody else and is left alone, links too. So do checkpoints in AXLearn's layout: they
+are read, and never renamed, replaced or deleted.
 """
 
 import logging
@@ -27,6 +29,9 @@ MANIFEST_NAME = "MANIFEST.json"
 ARRAYS_DIR = "gda"
 # Zero is the process; the state of an iterator is global, so one process writes it for all.
 DOCUMENTS_DIR = "python_0"
+# The metadata of our arrays, and of AXLearn's.
+_OUR_ARRAY = "zarr.json"
+_THEIR_ARRAY = ".zarray"
 
 _STEP_PATTERN = re.compile(r"step_(\d{8,})")
 _TRANSIENT_PATTERN = re.compile(r"(step_\d{8,})\.(tmp|trash|replaced)-[0-9a-f]+")
@@ -60,7 +65,7 @@ def _parse_step(name: str) -> Optional[int]:
 
 
 def new_attempt_path(base_dir: pathlib.Path, *, step: int, kind: str) -> pathlib.Path:
-    """A name that nobody had before: "tmp", "trash" or "replaced" of a step."""
+    """A name that nobody had before: "tmp", "trash", "replaced" or "uncommitted" of a step."""
     return base_dir / f"{step_dir_name(step)}.{kind}-{uuid.uuid4().hex[:16]}"
 
 
@@ -74,22 +79,60 @@ def _folders(base_dir: PathLike) -> list[pathlib.Path]:
     return [pathlib.Path(base_dir) / name for name in sorted(names)]
 
 
-def checkpoint_paths(base_dir: PathLike) -> list[str]:
-    """The folders of checkpoints below `base_dir`, from the oldest to the newest step; empty ones are none.
+def linked_steps(base_dir: PathLike) -> list[str]:
+    """The links below `base_dir` that have names of checkpoints, in order. They are not followed, so they are none."""
+    try:
+        with os.scandir(base_dir) as entries:
+            names = [entry.name for entry in entries if entry.is_symlink()]
+    except FileNotFoundError:
+        return []
+    return sorted(name for name in names if _parse_step(name) is not None)
 
-    They were complete when they got their names. Whether they still are is found out when they are read.
+
+def checkpoint_paths(base_dir: PathLike) -> list[str]:
+    """The folders of checkpoints below `base_dir`, from the oldest to the newest step; unfinished ones are none.
+
+    They were complete when they got their names, or their index. Whether they still are is found out when they
+    are read.
     """
     steps = ((_parse_step(path.name), path) for path in _folders(base_dir))
     found = sorted((step, path) for step, path in steps if step is not None)
-    return [str(path) for _, path in found if _is_filled(path)]
+    return [str(path) for _, path in found if is_committed(path)]
 
 
-def _is_filled(folder: pathlib.Path) -> bool:
-    """Whether there is anything in a folder, which may be deleted at this very moment."""
+def is_committed(ckpt_dir: pathlib.Path) -> bool:
+    """Whether the folder of a step is a checkpoint, maybe a damaged one.
+
+    One of ours always is, because it got its name when it was complete. One of AXLearn's is when it has an
+    index, which is written last.
+    """
     try:
-        return bool(os.listdir(folder))
+        names = os.listdir(ckpt_dir)
     except FileNotFoundError:
+        # It is deleted at this very moment.
         return False
+    return INDEX_NAME in names or (bool(names) and is_ours(ckpt_dir))
+
+
+def is_ours(ckpt_dir: pathlib.Path) -> bool:
+    """Whether we wrote a checkpoint, also where its manifest is lost: then the format of its arrays tells."""
+    return os.path.lexists(ckpt_dir / MANIFEST_NAME) or _has_our_arrays(ckpt_dir / ARRAYS_DIR)
+
+
+def _has_our_arrays(folder: pathlib.Path) -> bool:
+    for _, _, names in os.walk(folder):
+        if _OUR_ARRAY in names:
+            return True
+        if _THEIR_ARRAY in names:
+            # Nobody mixes them, and there may be very many files.
+            return False
+    return False
+
+
+def foreign_checkpoint_exists(ckpt_dir: pathlib.Path) -> bool:
+    """Whether there is a checkpoint in a folder that somebody else wrote."""
+    is_folder = ckpt_dir.is_dir() and not ckpt_dir.is_symlink()
+    return is_folder and is_committed(ckpt_dir) and not is_ours(ckpt_dir)
 
 
 def checkpoint_steps(base_dir: PathLike) -> list[int]:

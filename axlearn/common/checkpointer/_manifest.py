@@ -4,27 +4,23 @@ It is the last file that is written and the first that is read. The text has one
 flipped bit anywhere in it, white space included, is seen.
 """
 
-import errno
 import hashlib
 import json
 import os
 import pathlib
 import re
-import stat
-import threading
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, BinaryIO, NamedTuple
 
 import axlearn
 from axlearn.common.checkpointer._errors import CorruptCheckpointError
 from axlearn.common.checkpointer._file_ops import FileEntry
 from axlearn.common.checkpointer._layout import INDEX_NAME, MANIFEST_NAME
+from axlearn.common.checkpointer._read_files import call_in_threads, open_regular, unreadable
 
 _FORMAT = "axlearn-checkpoint-1"
 # No JSON of ours comes near: an entry of the manifest takes about 130 bytes, and 400 000 files are 50 MiB.
 MAX_JSON_BYTES = 64 * 2**20
-# Hashing waits for the disk as much as for the processor.
-_NUM_HASHING_THREADS = 4
 _SHA256_PATTERN = re.compile(r"[0-9a-f]{64}")
 
 
@@ -69,7 +65,7 @@ def read_manifest(ckpt_dir: pathlib.Path, *, step: int) -> Manifest:
     Raises:
         CorruptCheckpointError: If it is missing, or is not what was written, or belongs to another step.
     """
-    with _open_regular(ckpt_dir, MANIFEST_NAME) as f:
+    with open_regular(ckpt_dir, MANIFEST_NAME) as f:
         size = os.fstat(f.fileno()).st_size
         if size > MAX_JSON_BYTES:
             raise _bad_manifest(ckpt_dir, f"is {size} bytes long. Expected at most {MAX_JSON_BYTES}.")
@@ -114,34 +110,6 @@ def _check_name(ckpt_dir: pathlib.Path, name: str) -> None:
         raise _bad_manifest(ckpt_dir, f"lists {name!r}, which is not a path inside the checkpoint.")
 
 
-def _open_regular(ckpt_dir: pathlib.Path, name: str) -> BinaryIO:
-    """Opens a file of a checkpoint for reading; links, also on the way to it, count as damage."""
-
-    def corrupt(reason: str, detail: str) -> CorruptCheckpointError:
-        return CorruptCheckpointError(ckpt_dir=ckpt_dir, file=name, reason=reason, detail=detail)
-
-    try:
-        folder = pathlib.PurePosixPath(name).parent
-        for parent in (folder, *folder.parents):
-            if not stat.S_ISDIR(os.lstat(ckpt_dir / parent).st_mode):
-                raise corrupt("missing-file", f"{parent} is not a folder.")
-        # Not blocking: the file may have been replaced by a pipe that nobody writes to.
-        fd = os.open(ckpt_dir / name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
-    except OSError as e:
-        if e.errno in (errno.ENOENT, errno.ENOTDIR):
-            raise corrupt("missing-file", "is missing.") from e
-        if e.errno in (errno.ELOOP, errno.ENXIO):
-            raise corrupt("not-a-file", "is not a regular file.") from e
-        if e.errno == errno.EIO:
-            raise corrupt("read-error", "cannot be read (input/output error).") from e
-        raise
-    f = open(fd, "rb")  # noqa: SIM115 (the caller closes it)
-    if not stat.S_ISREG(os.fstat(fd).st_mode):
-        f.close()
-        raise corrupt("not-a-file", "is not a regular file.")
-    return f
-
-
 def _checked_size(ckpt_dir: pathlib.Path, name: str, *, f: BinaryIO, entry: FileEntry) -> None:
     size = os.fstat(f.fileno()).st_size
     if size != entry.size:
@@ -170,7 +138,7 @@ def check_sizes(ckpt_dir: pathlib.Path, manifest: Manifest) -> None:
         CorruptCheckpointError: For the first file that is not as the manifest says.
     """
     for name, entry in manifest.files.items():
-        with _open_regular(ckpt_dir, name) as f:
+        with open_regular(ckpt_dir, name) as f:
             _checked_size(ckpt_dir, name, f=f, entry=entry)
 
 
@@ -188,51 +156,15 @@ def verify_files(ckpt_dir: pathlib.Path, manifest: Manifest, *, names: Iterable[
 
     def verify(name: str) -> None:
         entry = manifest.files[name]
-        with _open_regular(ckpt_dir, name) as f:
+        with open_regular(ckpt_dir, name) as f:
             _checked_size(ckpt_dir, name, f=f, entry=entry)
             try:
                 sha256 = hashlib.file_digest(f, "sha256").hexdigest()  # type: ignore[arg-type]
             except OSError as e:
-                raise _unreadable(e, ckpt_dir, name) from e
+                raise unreadable(e, ckpt_dir, name) from e
             _checked_hash(ckpt_dir, name, sha256=sha256, entry=entry)
 
-    _call_in_threads(verify, list(names))
-
-
-def _call_in_threads(fn: Callable[[str], None], names: list[str]) -> None:
-    """Calls `fn` for each name in a few threads; raises what it raised for the first of them.
-
-    The calling thread works too. Once the main thread has ended, when a save may still be going on, it is the only
-    one: a ThreadPoolExecutor refuses work then, and from Python 3.12 on no thread can be started.
-    """
-    failures: dict[int, BaseException] = {}
-    remaining = iter(enumerate(names))
-    lock = threading.Lock()
-
-    def work() -> None:
-        while True:
-            with lock:
-                i, name = next(remaining, (None, ""))
-            if i is None or failures:
-                return
-            try:
-                fn(name)
-            except BaseException as e:
-                failures[i] = e
-
-    helpers: list[threading.Thread] = []
-    for i in range(1, min(_NUM_HASHING_THREADS, len(names))):
-        helper = threading.Thread(target=work, name=f"checkpoint-hashing-{i}")
-        try:
-            helper.start()
-        except RuntimeError:
-            break
-        helpers.append(helper)
-    work()
-    for helper in helpers:
-        helper.join()
-    if failures:
-        raise failures[min(failures)]
+    call_in_threads(verify, list(names))
 
 
 def read_verified(ckpt_dir: pathlib.Path, manifest: Manifest, *, name: str) -> bytes:
@@ -248,20 +180,11 @@ def read_verified(ckpt_dir: pathlib.Path, manifest: Manifest, *, name: str) -> b
         raise _bad_manifest(
             ckpt_dir, f"says {name} has {entry.size} bytes. Expected at most {MAX_JSON_BYTES}."
         )
-    with _open_regular(ckpt_dir, name) as f:
+    with open_regular(ckpt_dir, name) as f:
         _checked_size(ckpt_dir, name, f=f, entry=entry)
         try:
             data = f.read(entry.size)
         except OSError as e:
-            raise _unreadable(e, ckpt_dir, name) from e
+            raise unreadable(e, ckpt_dir, name) from e
     _checked_hash(ckpt_dir, name, sha256=hashlib.sha256(data).hexdigest(), entry=entry)
     return data
-
-
-def _unreadable(e: OSError, ckpt_dir: pathlib.Path, name: str) -> Exception:
-    """What to raise for a failed read: damage if the disk says so; another error may be gone next time."""
-    if e.errno != errno.EIO:
-        return OSError(e.errno, e.strerror, str(ckpt_dir / name))
-    return CorruptCheckpointError(
-        ckpt_dir=ckpt_dir, file=name, reason="read-error", detail="cannot be read (input/output error)."
-    )

@@ -1,35 +1,33 @@
 """Reading one checkpoint: nothing is believed that was not verified."""
 
-import json
+import logging
 import pathlib
-from collections.abc import Callable
-from typing import Any, Optional
+from collections.abc import Callable, Collection
+from typing import Any, Optional, Protocol, runtime_checkable
 
 import jax
 
-from axlearn.common.checkpointer._errors import CorruptCheckpointError
-from axlearn.common.checkpointer._index import CheckpointValidationType, Index, check_index, parse_index
-from axlearn.common.checkpointer._layout import DOCUMENTS_DIR, INDEX_NAME, PathLike, parse_step_from_dir
-from axlearn.common.checkpointer._manifest import Manifest, read_manifest, read_verified, verify_files
-from axlearn.common.checkpointer._snapshot import split_leaves
+from axlearn.common.checkpointer._index import CheckpointIndex, CheckpointValidationType, check_index
+from axlearn.common.checkpointer._layout import PathLike
+from axlearn.common.checkpointer._open import open_stored
+from axlearn.common.checkpointer._snapshot import Leaves, Stateful, split_leaves
 from axlearn.common.checkpointer._storage import StateStorage
+from axlearn.common.checkpointer._stored import StoredCheckpoint
 from axlearn.common.utils import Nested, TensorSpec, flatten_items, set_recursively
 
 # Says of each path of a state whether it is restored.
 PathFilter = Callable[[str], bool]
+# Makes the state to ask for from what the checkpoint that is about to be read holds.
+StateFn = Callable[[CheckpointIndex], Nested[Any]]
 
 
-def _read_index(ckpt_dir: pathlib.Path, manifest: Manifest) -> Index:
-    data = read_verified(ckpt_dir, manifest, name=INDEX_NAME)
-    try:
-        index = parse_index(data)
-        if index.step != manifest.step:
-            raise ValueError(f"is the index of step {index.step}.")
-    except ValueError as e:
-        raise CorruptCheckpointError(
-            ckpt_dir=ckpt_dir, file=INDEX_NAME, reason="bad-index", detail=str(e)
-        ) from e
-    return index
+@runtime_checkable
+class StatefulByStep(Stateful, Protocol):
+    """A leaf whose state follows from the step, where a checkpoint does not hold it."""
+
+    def set_step(self, step: int) -> None:
+        """Continues behind `step`."""
+        ...
 
 
 def read_checkpoint(
@@ -39,21 +37,24 @@ def read_checkpoint(
     storage: StateStorage,
     validation: CheckpointValidationType,
     keep_path: Optional[PathFilter] = None,
+    state_fn: Optional[StateFn] = None,
 ) -> Nested[Any]:
     """Reads a state.
 
-    Everything that is needed verifies before anything is loaded, and everything is loaded before the first
+    Everything that is needed is checked before anything is loaded, and everything is loaded before the first
     stateful leaf is told to continue from what was saved.
 
     Args:
         ckpt_dir: The folder of the checkpoint.
         state: What to read: a tree of `TensorSpec` (or anything with a shape, a dtype or None, and a
-            sharding) and of stateful leaves.
+            sharding) and of stateful leaves. A stateful leaf that the checkpoint does not hold, or not in a form
+            that can be read, is an error unless it can continue from the step alone (`StatefulByStep`).
         storage: What reads the arrays.
         validation: How the checkpoint and `state` must agree. Where the checkpoint may hold more, only what
             is read is verified; else all of it.
         keep_path: Tells which leaves to read; the others, of `state` and of the checkpoint, are left as they
             are. None: all of them.
+        state_fn: Makes the state to read from what the checkpoint holds. None: `state` is read.
 
     Returns:
         A tree like `state`, with arrays in the place of specs.
@@ -62,31 +63,54 @@ def read_checkpoint(
         CorruptCheckpointError: If the checkpoint is not what was written.
         CheckpointMismatchError: If it is one of another state.
     """
+    stored = open_stored(ckpt_dir)
+    if state_fn is not None:
+        state = state_fn(stored.index)
     wanted = split_leaves(state, where="checkpointer.restore", keep_path=keep_path)
-    manifest = read_manifest(ckpt_dir, step=parse_step_from_dir(ckpt_dir))
-    index = _read_index(ckpt_dir, manifest)
-    check_index(index, wanted, where=str(ckpt_dir), validation=validation, keep_path=keep_path)
-    is_whole = not validation.is_partial and keep_path is None
-    if is_whole:
-        verify_files(ckpt_dir, manifest, names=manifest.files)
-    documents = {path: _read_document(ckpt_dir, manifest, path=path) for path in wanted.statefuls}
-    arrays = storage.read_arrays(
-        wanted.arrays, ckpt_dir=ckpt_dir, manifest=manifest, index=index, is_verified=is_whole
+    by_step = _find_by_step(stored, wanted)
+    statefuls = {path: leaf for path, leaf in wanted.statefuls.items() if path not in by_step}
+    check_index(
+        stored.index,
+        Leaves(arrays=wanted.arrays, statefuls=statefuls),
+        where=str(ckpt_dir),
+        validation=validation,
+        keep_path=keep_path,
     )
-    for path, leaf in wanted.statefuls.items():
+    is_whole = not validation.is_partial and keep_path is None
+    stored.check(paths=None if is_whole else list(wanted.arrays))
+    documents = {path: stored.read_document(path) for path in statefuls}
+    arrays = storage.read_arrays(wanted.arrays, stored=stored)
+    for path, leaf in statefuls.items():
         leaf.set_state(documents[path])
+    for by_step_leaf in by_step.values():
+        by_step_leaf.set_step(stored.step)
+    if is_whole:
+        _log_documents(stored, by_step=by_step)
     leaves = [arrays.get(path, leaf) for path, leaf in flatten_items(state)]
     return jax.tree.unflatten(jax.tree.structure(state), leaves)
 
 
-def _read_document(ckpt_dir: pathlib.Path, manifest: Manifest, *, path: str) -> Any:
-    name = f"{DOCUMENTS_DIR}/{path}"
-    try:
-        return json.loads(read_verified(ckpt_dir, manifest, name=name))
-    except (ValueError, RecursionError) as e:
-        raise CorruptCheckpointError(
-            ckpt_dir=ckpt_dir, file=name, reason="bad-document", detail=f"is not JSON ({e})."
-        ) from e
+def _find_by_step(stored: StoredCheckpoint, wanted: Leaves) -> dict[str, StatefulByStep]:
+    """The stateful leaves that have to continue from the step alone."""
+    held = {*stored.index.arrays, *stored.index.documents}
+    return {
+        path: leaf
+        for path, leaf in wanted.statefuls.items()
+        if path not in held and isinstance(leaf, StatefulByStep)
+    }
+
+
+def _log_documents(stored: StoredCheckpoint, *, by_step: Collection[str]) -> None:
+    """Says what became of leaves that the checkpoint does not hold, or not in a form that can be read."""
+    for path, kind in stored.unreadable_documents.items():
+        logging.warning(
+            "%s: %s is stored as %s, which only its writer can read; it is ignored.",
+            stored.ckpt_dir,
+            path,
+            kind,
+        )
+    for path in by_step:
+        logging.warning("%s: %s continues behind step %d.", stored.ckpt_dir, path, stored.step)
 
 
 def read_state_spec(ckpt_dir: PathLike) -> Nested[TensorSpec]:
@@ -102,16 +126,17 @@ def read_state_spec(ckpt_dir: PathLike) -> Nested[TensorSpec]:
         CorruptCheckpointError: If the manifest or the index is not what was written.
         ValueError: If it is not the folder of a checkpoint.
     """
-    ckpt_dir = pathlib.Path(ckpt_dir)
-    manifest = read_manifest(ckpt_dir, step=parse_step_from_dir(ckpt_dir))
     specs: dict[str, Any] = {}
-    for path, entry in _read_index(ckpt_dir, manifest).arrays.items():
+    for path, entry in open_stored(pathlib.Path(ckpt_dir)).index.arrays.items():
         set_recursively(specs, value=TensorSpec(shape=entry.shape, dtype=entry.dtype), path=path)
     return specs
 
 
 def verify_checkpoint(ckpt_dir: PathLike) -> None:
-    """Reads every file of a checkpoint and compares it with the manifest.
+    """Reads every file of a checkpoint and compares it with what was written, as far as that is known.
+
+    Of ours every byte is compared with the manifest. AXLearn's have no hashes: every chunk must be there and
+    decode, and metadata and index must agree.
 
     Args:
         ckpt_dir: Its folder.
@@ -120,7 +145,4 @@ def verify_checkpoint(ckpt_dir: PathLike) -> None:
         CorruptCheckpointError: For the first file that is not what was written.
         ValueError: If it is not the folder of a checkpoint.
     """
-    ckpt_dir = pathlib.Path(ckpt_dir)
-    manifest = read_manifest(ckpt_dir, step=parse_step_from_dir(ckpt_dir))
-    _read_index(ckpt_dir, manifest)
-    verify_files(ckpt_dir, manifest, names=manifest.files)
+    open_stored(pathlib.Path(ckpt_dir)).verify()

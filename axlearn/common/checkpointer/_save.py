@@ -17,6 +17,8 @@ from axlearn.common.checkpointer._layout import (
     INDEX_NAME,
     MANIFEST_NAME,
     checkpoint_paths,
+    foreign_checkpoint_exists,
+    is_committed,
     new_attempt_path,
     step_dir_name,
 )
@@ -66,21 +68,59 @@ def write_checkpoint(
             too.
         CorruptCheckpointError: If what was written does not read back. Nothing is left of it.
     """
+    check_not_foreign(base_dir / step_dir_name(step))
     tmp_dir = new_attempt_path(base_dir, step=step, kind="tmp")
     try:
         folder = StepFolder(tmp_dir, files=files)
         storage.write_arrays(snapshot.arrays, folder=folder)
         for path, text in sorted(snapshot.documents.items()):
             folder.write(f"{DOCUMENTS_DIR}/{path}", text.encode("utf-8"))
-        folder.write(INDEX_NAME, index_writer(build_index(snapshot, step=step)).encode("utf-8"))
-        manifest = Manifest(step=step, files=dict(folder.entries))
-        folder.write(MANIFEST_NAME, encode_manifest(manifest))
-        folder.sync()
-        verify_files(tmp_dir, read_manifest(tmp_dir, step=step), names=manifest.files)
-        _give_name(tmp_dir, base_dir / step_dir_name(step), step=step, files=files)
+        index = index_writer(build_index(snapshot, step=step))
+        return commit(folder, base_dir / step_dir_name(step), step=step, index=index, files=files)
     except BaseException:
-        _remove_attempt(tmp_dir, files=files)
+        remove_attempt(tmp_dir, files=files)
         raise
+
+
+def check_not_foreign(final_dir: pathlib.Path) -> None:
+    """Refuses to write a step of which there is a checkpoint that somebody else wrote.
+
+    Raises:
+        FileExistsError: If there is one.
+    """
+    if foreign_checkpoint_exists(final_dir):
+        raise FileExistsError(
+            error_message(
+                where=str(final_dir),
+                what="This step has a checkpoint in AXLearn's layout already, which we do not replace",
+                advice="Move it away, or save in another folder",
+            )
+        )
+
+
+def commit(folder: StepFolder, final_dir: pathlib.Path, *, step: int, index: str, files: FileOps) -> Manifest:
+    """Finishes a folder that holds all else, verifies it, and gives it its name.
+
+    Args:
+        folder: The folder.
+        final_dir: Its name to be.
+        step: The step.
+        index: The text of `index`.
+        files: What changes the file system.
+
+    Returns:
+        What was written.
+
+    Raises:
+        OSError: If something could not be written.
+        CorruptCheckpointError: If what was written does not read back.
+    """
+    folder.write(INDEX_NAME, index.encode("utf-8"))
+    manifest = Manifest(step=step, files=dict(folder.entries))
+    folder.write(MANIFEST_NAME, encode_manifest(manifest))
+    folder.sync()
+    verify_files(folder.path, read_manifest(folder.path, step=step), names=manifest.files)
+    _give_name(folder.path, final_dir, step=step, files=files)
     return manifest
 
 
@@ -89,7 +129,8 @@ def _give_name(tmp_dir: pathlib.Path, final_dir: pathlib.Path, *, step: int, fil
     base_dir = final_dir.parent
     replaced = None
     if os.path.lexists(final_dir):
-        replaced = new_attempt_path(base_dir, step=step, kind="replaced")
+        kind = "uncommitted" if _is_unfinished(final_dir) else "replaced"
+        replaced = new_attempt_path(base_dir, step=step, kind=kind)
         files.rename(final_dir, replaced)
     try:
         files.rename(tmp_dir, final_dir)
@@ -105,6 +146,11 @@ def _give_name(tmp_dir: pathlib.Path, final_dir: pathlib.Path, *, step: int, fil
             "%s is no checkpoint and had the name of one; it is called %s now.", final_dir, replaced.name
         )
         return
+    if replaced.name.startswith(f"{final_dir.name}.uncommitted-"):
+        logging.warning(
+            "%s was begun and not finished by somebody else; it is called %s now.", final_dir, replaced.name
+        )
+        return
     try:
         files.remove_tree(replaced)
     except OSError as e:
@@ -113,7 +159,14 @@ def _give_name(tmp_dir: pathlib.Path, final_dir: pathlib.Path, *, step: int, fil
         )
 
 
-def _remove_attempt(tmp_dir: pathlib.Path, *, files: FileOps) -> None:
+def _is_unfinished(final_dir: pathlib.Path) -> bool:
+    """Whether a folder holds what somebody else began to write, and did not finish."""
+    is_folder = final_dir.is_dir() and not final_dir.is_symlink()
+    return is_folder and bool(os.listdir(final_dir)) and not is_committed(final_dir)
+
+
+def remove_attempt(tmp_dir: pathlib.Path, *, files: FileOps) -> None:
+    """Removes what there is of an attempt that failed; what cannot be removed is logged."""
     try:
         if tmp_dir.exists():
             files.remove_tree(tmp_dir)

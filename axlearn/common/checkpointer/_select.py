@@ -13,6 +13,8 @@ from axlearn.common.checkpointer._layout import (
     checkpoint_paths,
     checkpoint_steps,
     corrupt_paths,
+    is_ours,
+    linked_steps,
     parse_step_from_dir,
     set_aside,
     step_dir_name,
@@ -78,13 +80,13 @@ def read_newest(
         base_dir: The folder of all checkpoints.
         state: What is asked for.
         read: Reads the checkpoint in a folder.
-        is_owner: Whether to set aside those that do not verify, by renaming them. Nothing is deleted.
+        is_owner: Whether to set aside those of ours that do not verify, by renaming them. Nothing is deleted.
 
     Returns:
         The step and the state.
 
     Raises:
-        NoUsableCheckpointError: If there are checkpoints, and none verifies.
+        NoUsableCheckpointError: If there are checkpoints, and none verifies; also if there are only links to some.
         CheckpointMismatchError: If the newest that verifies is one of another state.
     """
     failures = []
@@ -95,9 +97,25 @@ def read_newest(
         except CorruptCheckpointError as e:
             failures.append(str(e))
             logging.error("%s", e)
-            if is_owner:
+            if is_owner and is_ours(ckpt_dir):
                 _set_aside(ckpt_dir, reason=e.reason)
+            elif is_owner:
+                logging.error(
+                    "%s is AXLearn's and keeps its name: step %d cannot be saved until you move it away.",
+                    ckpt_dir,
+                    parse_step_from_dir(ckpt_dir),
+                )
     earlier = [path for path in corrupt_paths(base_dir) if path.parent == base_dir]
+    links = linked_steps(base_dir)
+    if links and not failures and not earlier:
+        raise NoUsableCheckpointError(
+            error_message(
+                where=str(base_dir),
+                what=f"There are only links to checkpoints ({', '.join(links)}), which are not followed",
+                expected="the folders themselves",
+                advice="Copy them here; to begin from scratch, remove the links",
+            )
+        )
     if not failures and not earlier:
         return Restored(step=None, state=state)
     names = ", ".join(path.name for path in earlier)
@@ -160,11 +178,16 @@ def load_checkpoint(
         return Restored(step=step, state=read_step(base_dir, step=step, read=read))
     restored = read_newest(base_dir, state=state, read=read, is_owner=False)
     if restored.step is None:
-        raise ValueError(
-            error_message(
-                where=str(base_dir),
-                what="There is no checkpoint here",
-                expected="the folder `checkpoints` of a run that has saved",
-            )
-        )
+        raise no_checkpoint(base_dir)
     return restored
+
+
+def no_checkpoint(base_dir: pathlib.Path) -> ValueError:
+    """What to raise where somebody asks for a checkpoint and there is none."""
+    return ValueError(
+        error_message(
+            where=str(base_dir),
+            what="There is no checkpoint here",
+            expected="the folder `checkpoints` of a run that has saved",
+        )
+    )

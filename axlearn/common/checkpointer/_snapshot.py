@@ -66,7 +66,7 @@ class ArraySnapshot(NamedTuple):
     shape: tuple[int, ...]
     dtype: np.dtype
     chunk_shape: tuple[int, ...]
-    shards: tuple[Shard, ...]
+    shards: Iterable[Shard]
 
 
 class Snapshot(NamedTuple):
@@ -130,11 +130,16 @@ def split_leaves(
                 f"{where}: the leaf {path} is a {type(leaf).__name__} ({leaf!r:.60}). Expected an array, "
                 "or an object with get_state and set_state."
             )
-    _check_no_path_inside_another([*leaves.arrays, *leaves.statefuls], where=where)
+    check_no_path_inside_another([*leaves.arrays, *leaves.statefuls], where=where)
     return leaves
 
 
-def _check_no_path_inside_another(paths: Iterable[str], *, where: str) -> None:
+def check_no_path_inside_another(paths: Iterable[str], *, where: str) -> None:
+    """Refuses paths of leaves of which one would be a folder of another.
+
+    Raises:
+        ValueError: If there are such.
+    """
     paths = set(paths)
     for path in paths:
         parts = path.split("/")

@@ -2,7 +2,6 @@
 
 import abc
 import collections
-import pathlib
 from collections.abc import Mapping
 from typing import Any, NamedTuple, Optional
 
@@ -10,11 +9,11 @@ import jax
 import numpy as np
 
 from axlearn.common.checkpointer._file_ops import StepFolder
-from axlearn.common.checkpointer._index import Index
 from axlearn.common.checkpointer._layout import ARRAYS_DIR
-from axlearn.common.checkpointer._manifest import Manifest, read_verified, verify_files
 from axlearn.common.checkpointer._snapshot import ArraySnapshot
-from axlearn.common.checkpointer._zarr import METADATA_NAME, ArrayReader, check_array_files, encode_array
+from axlearn.common.checkpointer._stored import StoredCheckpoint
+from axlearn.common.checkpointer._tensorstore import ArrayReader
+from axlearn.common.checkpointer._zarr import encode_array
 from axlearn.common.config import Configurable, config_class
 
 # The memory that a restore may hold besides the arrays it has finished, where nothing else is configured.
@@ -51,25 +50,13 @@ class StateStorage(Configurable):
         """
 
     @abc.abstractmethod
-    def read_arrays(
-        self,
-        specs: Mapping[str, Any],
-        *,
-        ckpt_dir: pathlib.Path,
-        manifest: Manifest,
-        index: Index,
-        is_verified: bool,
-    ) -> dict[str, jax.Array]:
+    def read_arrays(self, specs: Mapping[str, Any], *, stored: StoredCheckpoint) -> dict[str, jax.Array]:
         """Reads arrays into the memory of devices.
 
         Args:
             specs: What is asked for, by path: shapes that are those of the index, a dtype or None, and a
                 sharding.
-            ckpt_dir: The folder of the checkpoint.
-            manifest: Its manifest.
-            index: Its index.
-            is_verified: Whether all files were compared with the manifest already; otherwise those that are
-                read are.
+            stored: The checkpoint, in which these arrays were checked.
 
         Returns:
             The arrays by path.
@@ -105,31 +92,7 @@ class TensorStoreStateStorage(StateStorage):
             for name, data in encode_array(arrays[path], has_metadata=has_metadata):
                 folder.write(f"{ARRAYS_DIR}/{path}/{name}", data)
 
-    def read_arrays(
-        self,
-        specs: Mapping[str, Any],
-        *,
-        ckpt_dir: pathlib.Path,
-        manifest: Manifest,
-        index: Index,
-        is_verified: bool,
-    ) -> dict[str, jax.Array]:
-        files = _files_by_array(manifest)
-        if not is_verified:
-            verify_files(ckpt_dir, manifest, names=[name for path in specs for name in files.get(path, ())])
-        for path in specs:
-            prefix = f"{ARRAYS_DIR}/{path}/"
-            metadata = read_verified(ckpt_dir, manifest, name=prefix + METADATA_NAME)
-            chunks = {name: manifest.files[name] for name in files[path] if name != prefix + METADATA_NAME}
-            entry = index.arrays[path]
-            check_array_files(
-                ckpt_dir, prefix[:-1], metadata=metadata, files=chunks, shape=entry.shape, dtype=entry.dtype
-            )
-        return self._read_checked_arrays(specs, ckpt_dir=ckpt_dir, index=index)
-
-    def _read_checked_arrays(
-        self, specs: Mapping[str, Any], *, ckpt_dir: pathlib.Path, index: Index
-    ) -> dict[str, jax.Array]:
+    def read_arrays(self, specs: Mapping[str, Any], *, stored: StoredCheckpoint) -> dict[str, jax.Array]:
         """Reads ahead as far as memory allows, and puts arrays on devices in order."""
         max_gb = self.config.max_concurrent_restore_gb
         max_bytes = (_DEFAULT_RESTORE_GB if max_gb is None else max_gb) * 1e9
@@ -137,7 +100,7 @@ class TensorStoreStateStorage(StateStorage):
         arrays: dict[str, jax.Array] = {}
         num_bytes = 0.0
         for path, spec in specs.items():
-            array = _start_array(spec, ckpt_dir=ckpt_dir, path=path, stored_dtype=index.arrays[path].dtype)
+            array = _start_array(spec, stored=stored, path=path)
             pending.append((path, array))
             num_bytes += array.num_bytes
             while pending and num_bytes > max_bytes:
@@ -148,31 +111,15 @@ class TensorStoreStateStorage(StateStorage):
         return arrays
 
 
-def _files_by_array(manifest: Manifest) -> dict[str, list[str]]:
-    """The files below `gda/`, by the path of the array that they belong to."""
-    suffix = f"/{METADATA_NAME}"
-    paths = {name[len(ARRAYS_DIR) + 1 : -len(suffix)] for name in manifest.files if name.endswith(suffix)}
-    files: dict[str, list[str]] = {path: [] for path in paths}
-    for name in manifest.files:
-        parts = name.split("/")
-        if parts[0] != ARRAYS_DIR:
-            continue
-        owner = next(
-            ("/".join(parts[1:i]) for i in range(2, len(parts)) if "/".join(parts[1:i]) in paths), None
-        )
-        if owner is not None:
-            files[owner].append(name)
-    return files
-
-
 def _bounds(index: tuple[slice, ...], shape: tuple[int, ...]) -> tuple[tuple[int, int], ...]:
     return tuple(part.indices(size)[:2] for part, size in zip(index, shape, strict=True))
 
 
-def _start_array(spec: Any, *, ckpt_dir: pathlib.Path, path: str, stored_dtype: np.dtype) -> _PendingArray:
+def _start_array(spec: Any, *, stored: StoredCheckpoint, path: str) -> _PendingArray:
     """Begins to read the parts that the devices of this process need, each of them once."""
     shape = tuple(spec.shape)
-    reader = ArrayReader(ckpt_dir, f"{ARRAYS_DIR}/{path}")
+    stored_dtype = stored.index.arrays[path].dtype
+    reader = stored.open_array(path)
     indices = spec.sharding.addressable_devices_indices_map(shape)
     parts = {_bounds(index, shape) for index in indices.values()}
     readings = {part: reader.start_reading(tuple(slice(*bounds) for bounds in part)) for part in parts}

@@ -16,16 +16,11 @@ import numpy as np
 from axlearn.common.checkpointer._errors import CorruptCheckpointError
 from axlearn.common.checkpointer._file_ops import FileEntry
 from axlearn.common.checkpointer._snapshot import ArraySnapshot
+from axlearn.common.checkpointer._tensorstore import tensorstore
 
+DRIVER = "zarr3"
 METADATA_NAME = "zarr.json"
 _CRC_BYTES = 4
-
-
-def _tensorstore() -> Any:
-    """TensorStore, which is loaded when the first array is written or read."""
-    import tensorstore
-
-    return tensorstore
 
 
 def _metadata(shape: Sequence[int], *, dtype: np.dtype, chunk_shape: Sequence[int]) -> dict[str, Any]:
@@ -58,11 +53,11 @@ def encode_array(array: ArraySnapshot, *, has_metadata: bool) -> Iterator[tuple[
     Yields:
         The name of a file in the array's folder, and its contents, one at a time.
     """
-    ts = _tensorstore()
+    ts = tensorstore()
     metadata = _metadata(array.shape, dtype=array.dtype, chunk_shape=array.chunk_shape)
     store = ts.open(
         {
-            "driver": "zarr3",
+            "driver": DRIVER,
             "kvstore": {"driver": "memory"},
             "metadata": metadata,
             # A chunk that is missing is damage, not an abbreviation for zeros.
@@ -93,7 +88,7 @@ def check_array_files(
     files: Mapping[str, FileEntry],
     shape: tuple[int, ...],
     dtype: np.dtype,
-) -> None:
+) -> tuple[int, ...]:
     """Checks that the files of an array can be what `encode_array` made of one with this shape and type.
 
     Nothing is decoded before this, because a decoder believes the sizes that metadata claims.
@@ -105,6 +100,9 @@ def check_array_files(
         files: The entries of its chunks, by name in the array's folder.
         shape: The shape that the index says.
         dtype: The type that the index says.
+
+    Returns:
+        The shape of its chunks.
 
     Raises:
         CorruptCheckpointError: If they cannot.
@@ -131,56 +129,4 @@ def check_array_files(
     num_bytes = math.prod(chunk_shape) * dtype.itemsize + _CRC_BYTES
     if len(files) != num_chunks or any(entry.size != num_bytes for entry in files.values()):
         raise corrupt(f"asks for {num_chunks} chunks of {num_bytes} bytes, which are not what is there.")
-
-
-class ArrayReader:
-    """Reads parts of an array whose files were checked."""
-
-    def __init__(self, ckpt_dir: pathlib.Path, array_dir: str):
-        """Opens the array.
-
-        Args:
-            ckpt_dir: The folder of the checkpoint.
-            array_dir: The folder of the array in it.
-        """
-        ts = _tensorstore()
-        self._ckpt_dir = ckpt_dir
-        self._array_dir = array_dir
-        kvstore = {"driver": "file", "path": f"{(ckpt_dir / array_dir).absolute()}/"}
-        spec = {"driver": "zarr3", "kvstore": kvstore, "fill_missing_data_reads": False}
-        self._opened = ts.open(spec, open=True, read=True)
-
-    def start_reading(self, index: tuple[slice, ...]) -> Any:
-        """Begins to read a part.
-
-        Args:
-            index: One slice per dimension.
-
-        Returns:
-            What `finish_reading` takes.
-        """
-        try:
-            return self._opened.result()[index].read()
-        except ValueError as e:
-            raise self._corrupt(e) from e
-
-    def finish_reading(self, reading: Any) -> np.ndarray:
-        """Waits for the part.
-
-        Raises:
-            CorruptCheckpointError: If a chunk does not decode.
-        """
-        try:
-            return np.asarray(reading.result())
-        except ValueError as e:
-            raise self._corrupt(e) from e
-
-    def _corrupt(self, error: ValueError) -> CorruptCheckpointError:
-        # The message repeats the whole request after the file that it is about.
-        detail = str(error).split(" [", 1)[0]
-        return CorruptCheckpointError(
-            ckpt_dir=self._ckpt_dir,
-            file=f"{self._array_dir}/{METADATA_NAME}",
-            reason="bad-array",
-            detail=f"the array cannot be read: {detail}.",
-        )
+    return tuple(chunk_shape)

@@ -1,13 +1,33 @@
 """What a compiled step says about itself, and the state tree, as text for the run directory."""
 
-from typing import Any
+import os
+from collections.abc import Callable
+from typing import Any, NamedTuple, Optional
 
 import jax
 import numpy as np
 
+from axlearn.common.file_system import write_text_durably
 from axlearn.common.utils import Nested, TensorSpec, flatten_items
 
 _MIB = 2**20
+
+
+def write_description(run_dir: str, *, state_specs: Nested[TensorSpec], step_fn: Callable[..., Any]) -> None:
+    """Writes the state tree, and what the compiler says of a compiled step, into the run directory.
+
+    Args:
+        run_dir: The run directory.
+        state_specs: The specs of the trainer's state.
+        step_fn: The step, compiled or not.
+    """
+    if jax.process_index() != 0:
+        return
+    os.makedirs(run_dir, exist_ok=True)
+    write_text_durably(os.path.join(run_dir, "trainer_state_tree.txt"), state_tree_text(state_specs))
+    if isinstance(step_fn, jax.stages.Compiled):
+        text = aot_model_analysis(step_fn) + "\n"
+        write_text_durably(os.path.join(run_dir, "model_analysis.txt"), text)
 
 
 def aot_model_analysis(compiled: jax.stages.Compiled) -> str:
@@ -20,22 +40,59 @@ def aot_model_analysis(compiled: jax.stages.Compiled) -> str:
     Args:
         compiled: The compiled step, such as `SpmdTrainer.compile_train_step` returns.
     """
-    return "\n".join([*_memory_lines(compiled.memory_analysis()), *_cost_lines(compiled.cost_analysis())])
+    return "\n".join([*_memory_lines(compiled_memory(compiled)), *_cost_lines(compiled.cost_analysis())])
 
 
-def _memory_lines(memory: Any) -> list[str]:
+class CompiledMemory(NamedTuple):
+    """Bytes per device of a compiled program, by its compiler.
+
+    Attributes:
+        arguments: Of what it is given.
+        outputs: Of what it returns.
+        aliased: Of outputs that take the place of donated arguments; they are in both of the above.
+        temporary: Of what it holds in between.
+        code: Of the program itself.
+    """
+
+    arguments: int
+    outputs: int
+    aliased: int
+    temporary: int
+    code: int
+
+    @property
+    def total(self) -> int:
+        """All of it, what is aliased once."""
+        return self.arguments + self.outputs + self.temporary + self.code - self.aliased
+
+
+def compiled_memory(compiled: jax.stages.Compiled) -> Optional[CompiledMemory]:
+    """Returns the memory of a compiled program; None where its backend does not say."""
+    memory = compiled.memory_analysis()
+    if memory is None:
+        return None
+    return CompiledMemory(
+        arguments=memory.argument_size_in_bytes,
+        outputs=memory.output_size_in_bytes,
+        aliased=memory.alias_size_in_bytes,
+        temporary=memory.temp_size_in_bytes,
+        code=memory.generated_code_size_in_bytes,
+    )
+
+
+def _memory_lines(memory: Optional[CompiledMemory]) -> list[str]:
     lines = ["======= Memory per device, by the compiler's estimate ======="]
     if memory is None:
         return [*lines, "This backend gives none."]
     sizes = {
-        "arguments": memory.argument_size_in_bytes,
-        "outputs": memory.output_size_in_bytes,
-        "aliased (donated)": memory.alias_size_in_bytes,
-        "temporary": memory.temp_size_in_bytes,
-        "code": memory.generated_code_size_in_bytes,
+        "arguments": memory.arguments,
+        "outputs": memory.outputs,
+        "aliased (donated)": memory.aliased,
+        "temporary": memory.temporary,
+        "code": memory.code,
+        "total": memory.total,
     }
-    total = sum(sizes.values()) - 2 * sizes["aliased (donated)"]
-    for name, size in [*sizes.items(), ("total", total)]:
+    for name, size in sizes.items():
         lines.append(f"{name:20s} {size:>16d} bytes {size / _MIB:>12.2f} MiB")
     return lines
 

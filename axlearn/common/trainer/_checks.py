@@ -71,6 +71,19 @@ def _problems(cfg: Any) -> list[str]:
                 expected="at least 1, or None for 100",
             )
         )
+    for field, values in (
+        ("start_trace_steps", cfg.start_trace_steps),
+        (
+            "n_steps_for_each_trace",
+            [] if cfg.n_steps_for_each_trace is None else [cfg.n_steps_for_each_trace],
+        ),
+    ):
+        if any(value < 1 for value in values):
+            problems.append(
+                error_message(
+                    where=f"{cfg.name}.{field}", what=f"{min(values)} is no step", expected="at least 1"
+                )
+            )
     for axis in batch_axis_names(cfg.batch_axis_names):
         if axis not in cfg.mesh_axis_names:
             problems.append(

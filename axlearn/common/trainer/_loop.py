@@ -51,6 +51,8 @@ class Trainable(Protocol):
 
     def evaluate(self, name: str, *, train_summaries: dict[str, Any]) -> dict[str, Any]: ...
 
+    def evaluates_ema(self, name: str) -> bool: ...
+
     def save_is_due(self, *, evaler_summaries: dict[str, Any]) -> bool: ...
 
     def save(self, *, evaler_summaries: dict[str, Any]) -> None: ...
@@ -144,7 +146,7 @@ class TrainLoop:
         self._unseen_losses.append((step, outputs["loss"]))
         self._throughput.count(num_tokens=batch.num_tokens)
         self._outputs = outputs
-        self._tracer.after_step(step, outputs)
+        self._tracer.after_step(step, outputs, is_last=step >= trainer.max_step)
         if self._log_is_due(step):
             self._log(step, outputs)
         trainer.summary_writer(step, dict(loss=outputs["loss"], **outputs["summaries"], **self._last_reading))
@@ -267,10 +269,13 @@ class TrainLoop:
 
     def _report_eval(self, name: str, values: dict[str, float]) -> None:
         step = self._trainer.step
+        # Said only where it is not the parameters, as it is in most runs.
+        weights = {"weights": "ema"} if self._trainer.evaluates_ema(name) else {}
         if self._metrics_file is not None:
-            self._metrics_file.write([{"step": step, "evaler": name, "summaries": values}])
+            self._metrics_file.write([{"step": step, "evaler": name, **weights, "summaries": values}])
         text = "  ".join(f"{key} {value:.4f}" for key, value in values.items())
-        self._trainer.progress.message(f"eval {name} at step {step}  {text}")
+        of_ema = " (averaged weights)" if weights else ""
+        self._trainer.progress.message(f"eval {name}{of_ema} at step {step}  {text}")
 
     def _save(self, *, evaler_summaries: dict[str, Any]) -> None:
         """Saves the state of the current step, once what is saved is known to be finite."""

@@ -2,6 +2,8 @@
 
 from typing import Any, Optional, Protocol, runtime_checkable
 
+from axlearn.common.config import error_message
+
 
 @runtime_checkable
 class PositionedIterator(Protocol):
@@ -15,6 +17,13 @@ class PositionedIterator(Protocol):
     def set_state(self, state: dict[str, Any]) -> None: ...
 
 
+@runtime_checkable
+class SteppedIterator(Protocol):
+    """An iterator whose batch is a function of the step, so that it can go behind any number of steps."""
+
+    def set_step(self, step: int) -> None: ...
+
+
 class DataPosition:
     """The leaf of a checkpoint that stands for the data.
 
@@ -23,9 +32,13 @@ class DataPosition:
 
     Args:
         iterator: The input's iterator, before its first batch.
+
+    Attributes:
+        follows_step: Whether the position was concluded from the step, because the checkpoint held none.
     """
 
     def __init__(self, iterator: PositionedIterator):
+        self.follows_step = False
         self._iterator = iterator
         self._state: Optional[dict[str, Any]] = iterator.get_state()
 
@@ -42,3 +55,25 @@ class DataPosition:
         """Moves the iterator, and with it the run, to a position that was saved."""
         self._iterator.set_state(state)
         self._state = state
+        self.follows_step = False
+
+    def set_step(self, step: int) -> None:
+        """Moves the iterator, and with it the run, behind the batch of a step.
+
+        Raises:
+            ValueError: If the iterator cannot do that.
+        """
+        if isinstance(self._iterator, SteppedIterator):
+            self._iterator.set_step(step)
+        elif step != 0:
+            raise ValueError(
+                error_message(
+                    where="input_iter",
+                    what=f"The checkpoint of step {step} holds no position in the data that can be read here, and the "
+                    f"batches of {type(self._iterator).__name__} are no function of the step",
+                    expected="an iterator with set_step(step)",
+                    advice="Use such an input, or begin a new run from the checkpoint's parameters",
+                )
+            )
+        self.follows_step = True
+        self._state = self._iterator.get_state()

@@ -1,6 +1,7 @@
 """The trainer: one mesh, one state, one compiled step, and the loop around it."""
 
 import contextlib
+import functools
 import math
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -10,12 +11,7 @@ import jax
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
-from axlearn.common.checkpointer import (
-    Checkpointer,
-    CorruptCheckpointError,
-    checkpoint_paths,
-    read_state_spec,
-)
+from axlearn.common.checkpointer import Checkpointer
 from axlearn.common.config import (
     REQUIRED,
     InstantiableConfig,
@@ -26,28 +22,35 @@ from axlearn.common.config import (
     join_messages,
     maybe_instantiate,
 )
-from axlearn.common.evaler import SpmdEvaler, maybe_set_fields
-from axlearn.common.file_system import write_text_durably
+from axlearn.common.evaler import SpmdEvaler, maybe_set_fields, set_writer_fields
 from axlearn.common.measurement import Event, EventType, maybe_build_recorder, maybe_record_event
 from axlearn.common.module import Module, nowrap
 from axlearn.common.progress import Progress
 from axlearn.common.summary_writer import SummaryWriter
-from axlearn.common.trainer._analysis import aot_model_analysis, state_tree_text
+from axlearn.common.trainer._analysis import write_description
 from axlearn.common.trainer._checks import (
     batch_axis_names,
     check_trainer_config,
     check_vocabularies,
     collecting_missing,
 )
+from axlearn.common.trainer._evaluation import (
+    check_evaled_weights,
+    evaler_configs,
+    evaluate,
+    evaluates_ema,
+    train_summaries_dir,
+)
 from axlearn.common.trainer._loop import TrainLoop, undefined_loss
 from axlearn.common.trainer._metrics_file import MetricsFile
 from axlearn.common.trainer._position import DataPosition, PositionedIterator
 from axlearn.common.trainer._prefetch import BatchPrefetcher
 from axlearn.common.trainer._programs import Programs
+from axlearn.common.trainer._restoring import begin_text, complete_state, state_to_restore
 from axlearn.common.trainer._signals import StopSignals
-from axlearn.common.trainer._state import TrainerState, as_key, as_raw_key, is_key_shape
+from axlearn.common.trainer._state import TrainerState, as_raw_key
 from axlearn.common.trainer._throughput import Peak, Throughput
-from axlearn.common.trainer._trace import StepTracer
+from axlearn.common.trainer._trace import step_tracer
 from axlearn.common.trainer._watchdog import Watchdog
 from axlearn.common.utils import (
     HybridMeshShape,
@@ -56,7 +59,6 @@ from axlearn.common.utils import (
     NestedTensor,
     Tensor,
     build_mesh,
-    flatten_items,
     host_to_global_array,
     use_mesh,
 )
@@ -145,6 +147,9 @@ class SpmdTrainer(Module):
         cache_compiled_train_step: Optional[bool] = None
         # Steps between two lines of the log and of metrics.jsonl's full records. None: 100.
         log_every_n_steps: Optional[int] = None
+        # None or True: a run that cannot fit into the memory there is refused before it begins. False: it is
+        # tried.
+        check_memory: Optional[bool] = None
 
     def __init__(self, cfg: Config, *, parent: Optional[Module], devices: Optional[np.ndarray] = None):
         """Builds the mesh and everything on it; touches no file and starts no computation.
@@ -183,6 +188,7 @@ class SpmdTrainer(Module):
             )
             # Here already, so that a batch that does not divide is refused before anything runs.
             self._programs.batch_specs()
+            check_evaled_weights(self._evalers, has_ema="ema" in self.trainer_state_specs.learner)
 
     def _add_children(self) -> None:
         """Adds all children; what is missing in several of them is one error."""
@@ -192,9 +198,7 @@ class SpmdTrainer(Module):
             "input": maybe_set_fields(cfg.input, is_training=True, partition_spec=partition_spec),
             "model": cfg.model,
             "learner": cfg.learner,
-            "summary_writer": maybe_set_fields(
-                cfg.summary_writer, dir=os.path.join(cfg.dir, "summaries", "train_train")
-            ),
+            "summary_writer": set_writer_fields(cfg.summary_writer, dir=train_summaries_dir(cfg.dir)),
             "checkpointer": maybe_set_fields(
                 cfg.checkpointer, dir=os.path.join(cfg.dir, "checkpoints"), trainer_dir=cfg.dir
             ),
@@ -204,13 +208,7 @@ class SpmdTrainer(Module):
             with collecting_missing(missing):
                 self._add_child(name, child_cfg)
         self._evalers: dict[str, SpmdEvaler] = {}
-        for name, evaler_cfg in cfg.evalers.items():
-            evaler_cfg = evaler_cfg.clone(
-                input=maybe_set_fields(evaler_cfg.input, partition_spec=partition_spec),
-                summary_writer=maybe_set_fields(
-                    evaler_cfg.summary_writer, dir=os.path.join(cfg.dir, "summaries", name)
-                ),
-            )
+        for name, evaler_cfg in evaler_configs(cfg.evalers, run_dir=cfg.dir, partition_spec=partition_spec):
             with collecting_missing(missing):
                 self._evalers[name] = self._add_child(name, evaler_cfg, model=self.children.get("model"))
         if len(missing) == 1:
@@ -251,6 +249,11 @@ class SpmdTrainer(Module):
     def trainer_state_partition_specs(self) -> Nested[NamedSharding]:
         """The sharding of every array of the state."""
         return self._programs.state_shardings()
+
+    @property
+    def programs(self) -> Programs:
+        """The programs of this trainer, not compiled yet, and the specs of all that goes through them."""
+        return self._programs
 
     @property
     def evalers(self) -> dict[str, SpmdEvaler]:
@@ -303,11 +306,14 @@ class SpmdTrainer(Module):
             `loss` and `aux` of the last step; None if there was none to do.
 
         Raises:
+            DoesNotFitError: If there is not enough memory; nothing was read and nothing was made then.
             UndefinedLossException: If the loss or the state is not finite.
             StoppedBySignal: If a signal ended the run.
             Exception: Whatever reading the data, restoring and saving raise.
         """
         cfg = self.config
+        if cfg.check_memory is not False:
+            self._programs.check_fits(where=self.path())
         with StopSignals() as signals, self._surroundings():
             self.record(Event.START_JOB)
             with self.record_event(EventType.TRAINING_PREPARATION):
@@ -349,45 +355,50 @@ class SpmdTrainer(Module):
             Exception: If there are checkpoints, but none can be read.
         """
         with self.mesh():
-            restored_step = self.restore_checkpoint()
-            if restored_step is None:
+            if self.restore_checkpoint(prng_key=prng_key) is None:
                 self.init(prng_key)
-                self.progress.message("There is no checkpoint: starting from scratch.")
-            else:
-                self.progress.message(f"Continuing from step {restored_step}.")
 
     @nowrap
-    def restore_checkpoint(self, restore_step: Optional[int] = None) -> Optional[int]:
-        """Restores the state and the position in the data.
+    def restore_checkpoint(
+        self, restore_step: Optional[int] = None, *, prng_key: Optional[Tensor] = None
+    ) -> Optional[int]:
+        """Restores the state and the position in the data, and says so.
+
+        A checkpoint without a position in the data, or with one of AXLearn's, goes on behind the batch of its step.
 
         Args:
             restore_step: The step; None for the newest that verifies.
+            prng_key: The key from which the rest is made, where a checkpoint of step 0 holds nothing but parameters or
+                `checkpointer.restore_state_filter` leaves parts out. None: all must be restored.
 
         Returns:
             The step; None if there is no checkpoint.
-        """
-        self._follow_stored_key()
-        specs = self.trainer_state_specs._asdict()
-        if self._position is not None:
-            specs["input_iter"] = self._position
-        step, restored = self.checkpointer.restore(step=restore_step, state=specs)
-        if step is None:
-            return None
-        self._step = self._restored_step = step
-        self._trainer_state = TrainerState(**{name: restored[name] for name in TrainerState._fields})
-        return step
 
-    def _follow_stored_key(self) -> None:
-        """Expects the kind of key that the newest checkpoint has: rbg and threefry differ in their shape."""
-        for path in reversed(checkpoint_paths(self.checkpointer.config.dir)):
-            try:
-                stored = dict(flatten_items(read_state_spec(path))).get("prng_key")
-            except CorruptCheckpointError:
-                # `restore` says what is wrong with it, and goes on to the one before, as is done here.
-                continue
-            if stored is not None and is_key_shape(stored.shape):
-                self._programs.expect_key(tuple(stored.shape))
-            return
+        Raises:
+            ValueError: If the checkpoint is of another model or data, or the rest has no key.
+            Exception: If there are checkpoints, but none can be read.
+        """
+        choose_state = functools.partial(
+            state_to_restore,
+            programs=self._programs,
+            position=self._position,
+            may_begin=prng_key is not None,
+        )
+        step, restored = self.checkpointer.restore(step=restore_step, state={}, state_fn=choose_state)
+        anew: list[str] = []
+        if step is not None:
+            self._trainer_state, anew = complete_state(
+                restored, programs=self._programs, prng_key=prng_key, where=self.path()
+            )
+            self._step = self._restored_step = step
+        text = begin_text(
+            step=step,
+            is_parameters_only=step is not None and "learner" not in restored,
+            anew=anew,
+            follows_step=self._position is not None and self._position.follows_step,
+        )
+        self.progress.message(text)
+        return step
 
     @nowrap
     def init(self, prng_key: Tensor) -> None:
@@ -455,16 +466,7 @@ class SpmdTrainer(Module):
     ) -> Iterator[TrainLoop]:
         """Builds the loop, with the thread that feeds it running while the step compiles."""
         cfg = self.config
-        tracer = StepTracer(
-            os.path.join(cfg.dir, "summaries", "train_train"),
-            start_steps=cfg.start_trace_steps,
-            num_steps=cfg.n_steps_for_each_trace,
-            process_indices=cfg.start_trace_process_indices,
-            host_level=cfg.host_tracer_level,
-            device_level=cfg.device_tracer_level,
-            python_level=cfg.python_tracer_level,
-            tpu_mode=cfg.tpu_trace_mode,
-        )
+        tracer = step_tracer(cfg, folder=train_summaries_dir(cfg.dir))
         watchdog = Watchdog(
             lambda: self._step,
             timeout_seconds=cfg.watchdog_timeout_seconds,
@@ -475,7 +477,7 @@ class SpmdTrainer(Module):
         )
         with watchdog, prefetcher, contextlib.closing(tracer):
             step_fn = self._compile()
-            self._write_description(step_fn)
+            write_description(cfg.dir, state_specs=self.trainer_state_specs, step_fn=step_fn)
             yield TrainLoop(
                 self,
                 step_fn=step_fn,
@@ -520,18 +522,6 @@ class SpmdTrainer(Module):
         if not math.isfinite(value) and not self.handles_undefined_loss:
             raise undefined_loss(step, value)
 
-    def _write_description(self, step_fn: Callable[..., Any]) -> None:
-        cfg = self.config
-        if jax.process_index() != 0:
-            return
-        os.makedirs(cfg.dir, exist_ok=True)
-        write_text_durably(
-            os.path.join(cfg.dir, "trainer_state_tree.txt"), state_tree_text(self.trainer_state_specs)
-        )
-        if isinstance(step_fn, jax.stages.Compiled):
-            text = aot_model_analysis(step_fn) + "\n"
-            write_text_durably(os.path.join(cfg.dir, "model_analysis.txt"), text)
-
     # What the loop asks for.
 
     @nowrap
@@ -546,20 +536,14 @@ class SpmdTrainer(Module):
     @nowrap
     def evaluate(self, name: str, *, train_summaries: dict[str, Any]) -> dict[str, Any]:
         """Runs one evaler on the state of the current step."""
-        _, summaries, _ = self._evalers[name].eval_step(
-            self._step,
-            prng_key=as_key(self.trainer_state.prng_key),
-            model_params=self._eval_params(),
-            train_summaries=train_summaries,
-            force_run=True,
+        return evaluate(
+            self._evalers[name], step=self._step, state=self.trainer_state, train_summaries=train_summaries
         )
-        assert summaries is not None
-        return summaries
 
-    def _eval_params(self) -> NestedTensor:
-        """Returns the averaged parameters where the learner keeps them, else the parameters."""
-        learner_state = self.trainer_state.learner
-        return learner_state["ema"].ema if "ema" in learner_state else self.trainer_state.model
+    @nowrap
+    def evaluates_ema(self, name: str) -> bool:
+        """Returns whether an evaler evaluates the averaged parameters at the current step."""
+        return evaluates_ema(self._evalers[name], step=self._step, state=self.trainer_state)
 
     @nowrap
     def save_is_due(self, *, evaler_summaries: dict[str, Any]) -> bool:
