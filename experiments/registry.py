@@ -2,6 +2,7 @@
 
 import importlib
 import types
+from collections.abc import Iterator
 from typing import Optional
 
 from axlearn.common.config import (
@@ -46,6 +47,19 @@ def find_trainer_config(config_name: str, *, module: Optional[str] = None) -> Tr
             advice=f"Configs: {', '.join(sorted(names))}. --module=MODULE names another place to look in.",
         )
     )
+
+
+def listed_trainer_configs() -> Iterator[tuple[str, TrainerConfigFn]]:
+    """Yields name and function of every recipe of `RECIPE_MODULES`, loading a module when its turn comes.
+
+    A module that cannot be imported here is passed over: it may need a library that is not installed.
+    """
+    for recipe in RECIPE_MODULES:
+        try:
+            configs = importlib.import_module(recipe).named_trainer_configs()
+        except ImportError:
+            continue
+        yield from configs.items()
 
 
 def import_recipe(module: str) -> types.ModuleType:

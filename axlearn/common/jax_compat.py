@@ -6,7 +6,7 @@ context manager, `jax.sharding.get_mesh` outside of a trace and `jax.sharding.ge
 
 import contextlib
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Optional
 
 import jax
 import numpy as np
@@ -44,3 +44,51 @@ def get_mesh() -> Mesh | AbstractMesh | None:
         return jax.sharding.get_mesh()
     except ValueError:  # Only the abstract mesh can be had while jit traces.
         return abstract_mesh
+
+
+# The parameters that hold the program of a call, by whatever name its primitive goes.
+_CALL_PARAMS = ("jaxpr", "call_jaxpr", "fun_jaxpr")
+# These have a program too, but it is a loop's, or sees parts of arrays and not whole ones.
+_NO_CALLS = ("scan", "shard_map", "pallas_call")
+
+
+def _load_jaxpr_types() -> Any:
+    """`jax.extend.core`; it takes 30 ms to load (jax 0.10.2), which a start that looks at no program is spared."""
+    from jax.extend import core
+
+    return core
+
+
+def called_jaxpr(eqn: Any) -> Optional[Any]:
+    """Returns the program that an equation of a jaxpr does nothing but call, such as that of a nested `jit`.
+
+    Args:
+        eqn: The equation.
+
+    Returns:
+        The program, with as many inputs and outputs as the equation; None if the equation is something else.
+    """
+    core = _load_jaxpr_types()
+    if eqn.primitive.name in _NO_CALLS:
+        return None
+    for name in _CALL_PARAMS:
+        callee = eqn.params.get(name)
+        if isinstance(callee, core.ClosedJaxpr):
+            callee = callee.jaxpr
+        if not isinstance(callee, core.Jaxpr):
+            continue
+        if len(callee.invars) == len(eqn.invars) and len(callee.outvars) == len(eqn.outvars):
+            return callee
+    return None
+
+
+def has_jaxpr(eqn: Any) -> bool:
+    """Returns whether an equation of a jaxpr has a program of its own, such as a loop's body or a branch."""
+    core = _load_jaxpr_types()
+    values = [x for value in eqn.params.values() for x in (value if isinstance(value, tuple) else (value,))]
+    return any(isinstance(value, core.Jaxpr | core.ClosedJaxpr) for value in values)
+
+
+def is_literal(atom: Any) -> bool:
+    """Returns whether what an equation of a jaxpr reads is a constant that stands there."""
+    return isinstance(atom, _load_jaxpr_types().Literal)

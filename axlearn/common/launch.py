@@ -20,7 +20,9 @@ BACKENDS = ("cpu", "gpu", "tpu")
 _ROOT = os.path.join(os.path.dirname(os.path.abspath(axlearn.__file__)), "")
 
 
-def setup(*, jax_backend: Optional[str] = None, data_dir: Optional[str] = None) -> None:
+def setup(
+    *, jax_backend: Optional[str] = None, data_dir: Optional[str] = None, leave_no_trace: bool = False
+) -> None:
     """Sets jax up for training; call it once, before any computation.
 
     Random numbers are partitionable threefry, so that initial parameters do not depend on the mesh. Compiled
@@ -32,6 +34,8 @@ def setup(*, jax_backend: Optional[str] = None, data_dir: Optional[str] = None) 
             first.
         data_dir: Where data sets and tokenizers lie, for everything that reads `$DATA_DIR`. None: as the
             environment says.
+        leave_no_trace: Whether to keep no compiled programs, and to take no memory of a GPU in advance: for a
+            process that only looks.
 
     Raises:
         ValueError: If `jax_backend` is not a backend.
@@ -50,7 +54,10 @@ def setup(*, jax_backend: Optional[str] = None, data_dir: Optional[str] = None) 
         os.environ["DATA_DIR"] = data_dir
     _widen_thread_pool_of_fake_devices()
     jax.config.update("jax_threefry_partitionable", True)
-    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    if leave_no_trace:
+        os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+        jax.config.update("jax_enable_compilation_cache", False)
+    elif "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         _use_compilation_cache(str(cache_dir() / "jax"))
     _check_backend(jax_backend)
 

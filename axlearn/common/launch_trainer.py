@@ -4,10 +4,10 @@
 """
 
 import dataclasses
+import functools
 import importlib
 import json
 import os
-import re
 from collections.abc import Callable, Sequence
 from math import isfinite
 from typing import TYPE_CHECKING, Any, Optional
@@ -19,27 +19,20 @@ from axlearn.common.config import (
     InstantiableConfig,
     apply_overrides,
     config_to_json,
+    error_message,
 )
 from axlearn.common.file_system import write_text_durably
-from axlearn.common.run_dir import default_run_dir, make_run_dir
+from axlearn.common.redaction import redact
+from axlearn.common.run_dir import CONFIG_FILE, default_run_dir, make_run_dir, read_run_config
 from axlearn.common.utils import HybridMeshShape, infer_mesh_shape
 
 if TYPE_CHECKING:
-    from axlearn.common.trainer import SpmdTrainer
+    from axlearn.common.trainer import MemoryThere, SpmdTrainer
 
 # Recipes stand above the library, so their registry is looked up by name, as a user's own module is.
 _REGISTRY_MODULE = "axlearn.experiments.registry"
-
-# Values of flags and environment that are kept out of files. The run directory is read by more people than
-# the shell is. Not every "token": those of a vocabulary are no secret.
-_SECRET_NAME = re.compile(
-    r"(?i)((auth|access|api|bearer|hf|refresh|session)_?token|secret|passw(or)?d|credential|(api|access|private)_?key)"
-)
-_SECRET_VALUE = re.compile(
-    r"(hf_[A-Za-z0-9]{16,}|sk-[A-Za-z0-9_-]{16,}|gh[pousr]_[A-Za-z0-9]{20,}|AKIA[0-9A-Z]{16}|ya29\.[\w-]{10,}"
-    r"|eyJ[\w-]{10,}\.[\w-]{10,}|://[^/\s:@]+:[^/\s@]+@)"
-)
-_REDACTED = "<redacted>"
+# How long the search for a recipe that fits may go on. A refusal should take no longer than a start does.
+_SEARCH_SECONDS = 2.0
 
 
 @dataclasses.dataclass
@@ -47,12 +40,16 @@ class LaunchOptions:
     """What a command line says about a run.
 
     Attributes:
-        config: The name of the trainer config.
-        module: The module that has it; None for the recipes that come with this package.
+        config: The name of the trainer config; None for the one that stands in `trainer_dir`.
+        module: The module that has it; None for the recipes that come with this package. For a config that
+            stands in `trainer_dir`: the module whose classes it may name besides those of this package.
         trainer_dir: The run directory; None for `runs/<config>`.
         data_dir: Where data lies, given to the recipe; None for its default.
         prng_seed: The seed of a run that begins from scratch.
         mesh_selector: The machine, for the recipe's mesh rules; None for the recipe's own mesh.
+        grad_acc_steps: Micro-batches in which each batch is worked through; None for what the recipe says.
+        wandb_project: The project of Weights & Biases to write summaries to as well; None for what the recipe
+            says.
         trace_at_steps: Steps at which to record profiles.
         n_steps_for_each_trace: Steps of each; None for the trainer's default.
         eval_trace_at_iters: Batches of evaluations at which to record profiles.
@@ -64,12 +61,14 @@ class LaunchOptions:
         overrides: "path=value" in the order in which they apply, after all of the above.
     """
 
-    config: str
+    config: Optional[str]
     module: Optional[str] = None
     trainer_dir: Optional[str] = None
     data_dir: Optional[str] = None
     prng_seed: int = 0
     mesh_selector: Optional[str] = None
+    grad_acc_steps: Optional[int] = None
+    wandb_project: Optional[str] = None
     trace_at_steps: Sequence[int] = ()
     n_steps_for_each_trace: Optional[int] = None
     eval_trace_at_iters: Sequence[int] = ()
@@ -101,15 +100,13 @@ def get_trainer_config(options: LaunchOptions) -> Launch:
     Raises:
         KeyError: If there is no such config.
         ImportError: If the recipe cannot be imported.
-        ValueError: If something in `options` does not fit it.
+        ValueError: If something in `options` does not fit it, or there is neither a name nor a run.
     """
-    registry = importlib.import_module(_REGISTRY_MODULE)
-    from_recipe = registry.find_trainer_config(options.config, module=options.module)
-    cfg = from_recipe(data_dir=options.data_dir)
-    if cfg.dir is REQUIRED or options.trainer_dir is not None:
-        cfg.dir = options.trainer_dir or default_run_dir(options.config)
+    cfg = _config_of_run(options) if options.config is None else _config_of_recipe(options.config, options)
     _apply_mesh_selector(cfg, options.mesh_selector)
     _apply_options(cfg, options)
+    _apply_grad_acc_steps(cfg, options.grad_acc_steps)
+    _apply_wandb_project(cfg, options.wandb_project)
     overrides = apply_overrides(cfg, list(options.overrides))
     _settle_mesh(cfg)
     return Launch(
@@ -118,6 +115,49 @@ def get_trainer_config(options: LaunchOptions) -> Launch:
             {"path": o.path, "old": _text(o.old), "new": _text(o.new), "text": o.text} for o in overrides
         ],
         options=options,
+    )
+
+
+def _config_of_recipe(name: str, options: LaunchOptions) -> InstantiableConfig:
+    registry = importlib.import_module(_REGISTRY_MODULE)
+    cfg: InstantiableConfig = registry.find_trainer_config(name, module=options.module)(
+        data_dir=options.data_dir
+    )
+    if cfg.dir is REQUIRED or options.trainer_dir is not None:
+        cfg.dir = options.trainer_dir or default_run_dir(name)
+    return cfg
+
+
+def _config_of_run(options: LaunchOptions) -> InstantiableConfig:
+    """Reads the config that a run, or a command that prepared one, wrote into the run directory."""
+    path = os.path.join(options.trainer_dir or "", CONFIG_FILE)
+    if options.trainer_dir is None or not os.path.isfile(path):
+        raise ValueError(
+            error_message(
+                where="--config",
+                what=f"is missing, and there is no {path}",
+                expected="the name of a config, such as --config=fuji-tiny, or the directory of a run to continue",
+            )
+        )
+    if options.data_dir is not None:
+        raise ValueError(
+            error_message(
+                where="--data_dir",
+                what="is for a recipe, and without --config none is asked",
+                advice=f"Change the fields of {path} that say where the data lie with --set, or name the recipe.",
+            )
+        )
+    prefixes = ["axlearn."] if options.module is None else ["axlearn.", options.module.split(".")[0] + "."]
+    cfg: InstantiableConfig = read_run_config(options.trainer_dir, import_prefixes=prefixes)
+    return cfg
+
+
+def _apply_grad_acc_steps(cfg: InstantiableConfig, grad_acc_steps: Optional[int]) -> None:
+    if grad_acc_steps is None:
+        return
+    modifiers = importlib.import_module("axlearn.common.trainer_config_modifier")
+    modifiers.GradientAccumulationModifier.default_config().set(grad_acc_steps=grad_acc_steps).instantiate()(
+        cfg
     )
 
 
@@ -160,6 +200,12 @@ def _apply_options(cfg: InstantiableConfig, options: LaunchOptions) -> None:
             evaler.trace_at_iters = [int(i) for i in options.eval_trace_at_iters]
 
 
+def _apply_wandb_project(cfg: InstantiableConfig, wandb_project: Optional[str]) -> None:
+    if wandb_project is not None:
+        writers = importlib.import_module("axlearn.common.summary_writer")
+        writers.WandBModifier.default_config().set(project=wandb_project).instantiate()(cfg)
+
+
 def build_trainer(launch: Launch) -> "SpmdTrainer":
     """Builds the trainer of a launch; touches no file."""
     return launch.trainer_config.clone().instantiate(parent=None)
@@ -184,7 +230,59 @@ def run_trainer(
         on_ready()
         write_run_files(launch, flags=flags, write_assets=trainer.input.write_assets)
 
-    return trainer.run(jax.random.PRNGKey(launch.options.prng_seed), on_ready=describe)
+    try:
+        return trainer.run(jax.random.PRNGKey(launch.options.prng_seed), on_ready=describe)
+    except _trainer_library().DoesNotFitError as e:
+        e.add_note(largest_recipe_text(e.there))
+        raise
+
+
+def _dry_run_library() -> Any:
+    """Returns `axlearn.common.dry_run`, which only refusals and dry runs need."""
+    return importlib.import_module("axlearn.common.dry_run")
+
+
+def dry_run(trainer: "SpmdTrainer", *, compile_step: bool) -> tuple[str, bool]:
+    """Finds out what a run would take; runs, reads and writes nothing.
+
+    Args:
+        trainer: The trainer, from `build_trainer`.
+        compile_step: Whether to compile the step, for the memory that its compiler states.
+
+    Returns:
+        What was found, as text, and whether the run fits; True also where nobody can tell.
+    """
+    library = _dry_run_library()
+    with trainer.mesh() as mesh:
+        there = _trainer_library().memory_there(list(mesh.devices.flat))
+    report = library.dry_run(trainer, there=there, compile_step=compile_step)
+    text: str = library.dry_run_text(report)
+    if report.fits is not False:
+        return text, True
+    return f"{text}\n{largest_recipe_text(there)}", False
+
+
+def largest_recipe_text(there: "MemoryThere") -> str:
+    """Returns a sentence that names the largest listed recipe whose dry run fits.
+
+    Args:
+        there: The memory there.
+    """
+
+    def build(from_recipe: Callable[..., InstantiableConfig]) -> "SpmdTrainer":
+        cfg = from_recipe(data_dir=None)
+        if cfg.dir is REQUIRED:
+            cfg.dir = default_run_dir("dry_run")
+        _apply_mesh_selector(cfg, None)
+        trainer: SpmdTrainer = cfg.instantiate(parent=None)
+        return trainer
+
+    listed = importlib.import_module(_REGISTRY_MODULE).listed_trainer_configs()
+    candidates = {name: functools.partial(build, from_recipe) for name, from_recipe in listed}
+    text: str = _dry_run_library().largest_recipe_text(
+        candidates, there=there, timeout_seconds=_SEARCH_SECONDS
+    )
+    return text
 
 
 def write_run_files(launch: Launch, *, flags: dict[str, Any], write_assets: Callable[[str], None]) -> None:
@@ -195,7 +293,7 @@ def write_run_files(launch: Launch, *, flags: dict[str, Any], write_assets: Call
     make_run_dir(cfg.dir)
     files = {
         "trainer_config": cfg.debug_string(),
-        "trainer_config.json": config_to_json(cfg) + "\n",
+        CONFIG_FILE: config_to_json(cfg) + "\n",
         "launch_trainer_flags": json.dumps(redacted(flags), indent=2, sort_keys=True) + "\n",
         "overrides.json": json.dumps(redacted_overrides(launch.overrides), indent=2) + "\n",
     }
@@ -206,26 +304,15 @@ def write_run_files(launch: Launch, *, flags: dict[str, Any], write_assets: Call
 
 def redacted(flags: dict[str, Any]) -> dict[str, Any]:
     """Returns flags with those values replaced that look like secrets, by their name or by their form."""
-    return {name: _redact(name, value) for name, value in flags.items()}
+    return {name: redact(name, value) for name, value in flags.items()}
 
 
 def redacted_overrides(overrides: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Returns overrides with values replaced that look like secrets."""
     return [
-        {key: value if key == "path" else _redact(override["path"], value) for key, value in override.items()}
+        {key: value if key == "path" else redact(override["path"], value) for key, value in override.items()}
         for override in overrides
     ]
-
-
-def _redact(name: str, value: Any) -> Any:
-    if value is None or isinstance(value, (bool, int, float)):
-        return value
-    if isinstance(value, (list, tuple)):
-        return [_redact(name, item) for item in value]
-    text = str(value)
-    if "=" in text:
-        name = f"{name} {text.partition('=')[0]}"
-    return _REDACTED if _SECRET_NAME.search(name) or _SECRET_VALUE.search(text) else value
 
 
 def _text(value: Any) -> Any:

@@ -1,7 +1,8 @@
 """Trains a model: `python -m axlearn.common.launch_trainer_main --config=NAME`.
 
 The recipe is found by its name; the run goes to runs/NAME unless --trainer_dir says otherwise, and continues
-there when it is started again. Exit statuses: 0 done; 1 an error in the run; 2 the command line or the config
+there when it is started again. Without --config the config that stands in --trainer_dir is started or continued.
+--dry_run shows what a run would take. Exit statuses: 0 done; 1 an error in the run; 2 the command line or the config
 was refused and nothing was touched; 143 (130) stopped by SIGTERM (SIGINT) after a save. AXLEARN_TRACEBACK=1 in
 the environment shows where an error was raised.
 """
@@ -12,7 +13,7 @@ import signal
 import sys
 import threading
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, Optional
 
 from absl import flags
 
@@ -24,7 +25,25 @@ FLAGS = flags.FLAGS
 # `launch.BACKENDS`, which would load jax.
 _BACKENDS = ("cpu", "gpu", "tpu")
 
-_CONFIG = flags.DEFINE_string("config", None, "The name of the trainer config, such as fuji-tiny.")
+
+class _DryRunParser(flags.ArgumentParser):
+    """Parses --dry_run, --dry_run=compile and --nodry_run into "shapes", "compile" and None."""
+
+    def parse(self, argument: Any) -> Optional[str]:
+        modes = {"true": "shapes", "compile": "compile", "false": None}
+        if argument not in modes:
+            raise ValueError("Expected --dry_run or --dry_run=compile")
+        return modes[argument]
+
+    def flag_type(self) -> str:
+        return "'compile' or nothing"
+
+
+_CONFIG = flags.DEFINE_string(
+    "config",
+    None,
+    "The name of the trainer config, such as fuji-tiny. By default the config that stands in --trainer_dir.",
+)
 _MODULE = flags.DEFINE_string(
     "module",
     None,
@@ -44,6 +63,29 @@ _MESH_SELECTOR = flags.DEFINE_string(
     "mesh_selector",
     None,
     "The machine, such as tpu-v5p-128, by which the recipe's mesh rules choose the mesh.",
+)
+_GRAD_ACC_STEPS = flags.DEFINE_integer(
+    "grad_acc_steps",
+    None,
+    "Work through each batch in so many micro-batches, one after another: the same numbers in less memory.",
+    lower_bound=1,
+)
+_WANDB_PROJECT = flags.DEFINE_string(
+    "wandb_project",
+    None,
+    "Write summaries to this project of Weights & Biases as well; see docs/evaluation.md.",
+)
+_DRY_RUN = flags.DEFINE_flag(
+    flags.Flag(
+        _DryRunParser(),
+        None,
+        "dry_run",
+        None,
+        "Build everything and run nothing: print the parameters, where they lie, FLOPs, and whether the run fits "
+        "into the memory there; the status is 2 if it does not. --dry_run=compile: compile the step as well, for "
+        "the compiler's own figures.",
+        boolean=True,
+    )
 )
 _SET = flags.DEFINE_multi_string(
     "set",
@@ -91,7 +133,8 @@ def main(argv: Sequence[str]) -> int:
     try:
         _parse(argv)
         check_links()
-        check_run_dir(_TRAINER_DIR.value or default_run_dir(str(_CONFIG.value)))
+        if _DRY_RUN.value is None:
+            check_run_dir(_TRAINER_DIR.value or default_run_dir(str(_CONFIG.value)))
     except (flags.Error, OSError) as e:
         return _refuse(e)
     with _interrupts_end_the_process():
@@ -122,11 +165,18 @@ def flags_module() -> str:
 
 
 def _parse(argv: Sequence[str]) -> None:
-    rest = FLAGS(list(argv))[1:]
+    try:
+        rest = FLAGS(list(argv))[1:]
+    except ValueError as e:
+        # What absl raises for a value behind --noFLAG.
+        raise flags.Error(str(e)) from e
     if rest:
         raise flags.Error(f"{rest[0]!r} is not a flag. Expected --config=NAME and more flags; see --help.")
-    if not _CONFIG.value:
-        raise flags.Error("--config is missing. Expected the name of a config, such as --config=fuji-tiny.")
+    if not _CONFIG.value and not _TRAINER_DIR.value:
+        raise flags.Error(
+            "--config is missing. Expected the name of a config, such as --config=fuji-tiny, or --trainer_dir=RUN "
+            "to continue a run."
+        )
     for flag in (_TRACE_AT_STEPS, _EVAL_TRACE_AT_ITERS):
         wrong = [item for item in flag.value if not item.isdecimal()]
         if wrong:
@@ -160,11 +210,17 @@ def _load_library() -> tuple[Any, Any]:
 def _launch(library: tuple[Any, Any]) -> int:
     launch, launch_trainer = library
     launch.set_up_logging()
+    is_dry_run = _DRY_RUN.value is not None
     try:
-        launch.setup(jax_backend=_JAX_BACKEND.value, data_dir=_DATA_DIR.value)
+        launch.setup(jax_backend=_JAX_BACKEND.value, data_dir=_DATA_DIR.value, leave_no_trace=is_dry_run)
         launched = launch_trainer.get_trainer_config(_options(launch_trainer))
-        check_run_dir(launched.trainer_config.dir)
+        if not is_dry_run:
+            check_run_dir(launched.trainer_config.dir)
         trainer = launch_trainer.build_trainer(launched)
+        if is_dry_run:
+            text, fits = launch_trainer.dry_run(trainer, compile_step=_DRY_RUN.value == "compile")
+            print(text)
+            return 0 if fits else 2
     except Exception as e:
         return _refuse(e)
     began: list[bool] = []
@@ -186,12 +242,14 @@ def _launch(library: tuple[Any, Any]) -> int:
 
 def _options(launch_trainer: Any) -> Any:
     return launch_trainer.LaunchOptions(
-        config=_CONFIG.value,
+        config=_CONFIG.value or None,
         module=_MODULE.value,
         trainer_dir=_TRAINER_DIR.value,
         data_dir=_DATA_DIR.value,
         prng_seed=_SEED.value,
         mesh_selector=_MESH_SELECTOR.value,
+        grad_acc_steps=_GRAD_ACC_STEPS.value,
+        wandb_project=_WANDB_PROJECT.value,
         trace_at_steps=[int(step) for step in _TRACE_AT_STEPS.value],
         n_steps_for_each_trace=_N_STEPS_FOR_EACH_TRACE.value,
         eval_trace_at_iters=[int(i) for i in _EVAL_TRACE_AT_ITERS.value],

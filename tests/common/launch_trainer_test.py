@@ -1,5 +1,6 @@
 """The command that starts runs: what it changes, writes, refuses, and with which status it ends."""
 
+import dataclasses
 import json
 import os
 import pathlib
@@ -36,6 +37,11 @@ def test_each_mistake_is_a_short_message_and_a_status(tmp_path, golden):
         "a word too many": ["--config=tiny", "tiny"],
         "steps that are no numbers": ["--config=tiny", "--trace_at_steps=1,x"],
         "an unknown backend": ["--config=tiny", "--jax_backend=abacus"],
+        "an unknown kind of dry run": ["--config=tiny", "--dry_run=maybe"],
+        "a value for a flag that takes none": ["--config=tiny", "--nodry_run=3"],
+        "no micro-batches": ["--config=tiny", "--grad_acc_steps=0"],
+        "micro-batches that do not divide": ["--config=tiny", run, "--grad_acc_steps=3"],
+        "neither a config nor a run": [run],
         "an unknown config": ["--config=tinny", run],
         "an unknown config of a module": ["--config=tinny", f"--module={RECIPE}", run],
         "an unknown module": ["--config=tiny", "--module=no.such.recipe", run],
@@ -45,6 +51,8 @@ def test_each_mistake_is_a_short_message_and_a_status(tmp_path, golden):
         "a place that cannot be written": ["--config=tiny", "--trainer_dir=/proc/run"],
         "wrong overrides": ["--config=tiny", run, "--set=model.vocab=3", "--set=max_step=many", "--set=seed"],
         "a mesh that does not divide": ["--config=tiny", run, "--set=mesh_shape=(4, 3)"],
+        "a mesh of other axes": ["--config=tiny", run, "--set=mesh_shape=(8,)"],
+        "a mesh that is no shape": ["--config=tiny", run, "--set=mesh_shape=8"],
         "a machine without a rule": ["--config=tiny", run, "--mesh_selector=tpu-v5p-128"],
         "an id outside the vocabulary": ["--config=tiny", run, "--set=input.vocab_size=2000"],
     }
@@ -127,6 +135,91 @@ def test_options_change_the_config_and_overrides_come_last():
     assert cfg.learner.optimizer.learning_rate == 1e-3
     assert tuple(cfg.mesh_shape) == (8, 1)
     assert [o["path"] for o in launched.overrides] == ["log_every_n_steps", "learner.optimizer.learning_rate"]
+
+
+def test_a_run_is_continued_without_the_name_of_its_recipe(tmp_path):
+    first = get_trainer_config(_options(trainer_dir=str(tmp_path / "run"), overrides=["max_step=3"]))
+    write_run_files(first, flags={}, write_assets=lambda folder: None)
+    (tmp_path / "run").rename(tmp_path / "moved")
+    options = _options(config=None, trainer_dir=str(tmp_path / "moved"), log_every_n_steps=5)
+    again = get_trainer_config(dataclasses.replace(options, overrides=["evalers={}"])).trainer_config
+    expected = first.trainer_config.clone(dir=str(tmp_path / "moved"), log_every_n_steps=5, evalers={})
+    assert again == expected
+    # Only classes of this package and of a module that the user names are ever resolved.
+    with pytest.raises(ValueError, match="tests"):
+        get_trainer_config(dataclasses.replace(options, module=None))
+    with pytest.raises(ValueError, match="--data_dir: is for a recipe"):
+        get_trainer_config(dataclasses.replace(options, data_dir="FAKE"))
+
+
+def test_micro_batches_are_set_on_top_of_the_recipe_and_below_overrides():
+    path = "learner.forward_fn_transformation.steps"
+    cfg = get_trainer_config(_options(grad_acc_steps=4)).trainer_config
+    assert cfg.learner.forward_fn_transformation.steps == 4
+    cfg = get_trainer_config(_options(grad_acc_steps=4, overrides=[f"{path}=2"])).trainer_config
+    assert cfg.learner.forward_fn_transformation.steps == 2
+
+
+def test_a_dry_run_tells_by_its_status_whether_the_run_fits_and_leaves_nothing_behind(tmp_path):
+    run = f"--trainer_dir={tmp_path}/run"
+    cases = {
+        "fits": ["--config=tiny", run, "--dry_run"],
+        "does not fit": ["--config=tiny", run, "--dry_run", "--set=model.vocab_size=10_000_000"],
+        "compiled": ["--config=tiny", run, "--dry_run=compile"],
+    }
+    cache = tmp_path / "cache"
+    results = run_cases(cases, cwd=tmp_path, env=environment(num_devices=8, AXLEARN_CACHE_DIR=str(cache)))
+    assert {name: status for name, (status, _) in results.items()} == {
+        "fits": 0,
+        "does not fit": 2,
+        "compiled": 0,
+    }
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_model_of_seventy_billion_parameters_is_refused_at_once_and_takes_no_memory(tmp_path):
+    layer = "model.decoder.transformer.layer"
+    overrides = [
+        "model.decoder.dim=8192",
+        "model.decoder.vocab_size=128256",
+        "model.decoder.transformer.num_layers=80",
+        f"{layer}.self_attention.attention.num_heads=64",
+        f"{layer}.self_attention.attention.input_linear.input_linear.num_kv_heads=8",
+        f"{layer}.feed_forward.hidden_dim=28672",
+    ]
+    sets = [f"--set={override}" for override in overrides]
+    arguments = command("--config=fuji-tiny", f"--trainer_dir={tmp_path}/run", *sets)
+    started = time.monotonic()
+    # A fresh interpreter measures it, so that no other child of this process counts.
+    code = (
+        "import resource, subprocess, sys\n"
+        "done = subprocess.run(sys.argv[1:])\n"
+        "print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)\n"
+        "sys.exit(done.returncode)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments],
+        cwd=tmp_path,
+        env=environment(AXLEARN_CACHE_DIR=str(tmp_path / "cache")),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    seconds = time.monotonic() - started
+    assert done.returncode == 2, done.stderr
+    first, _, hint = done.stderr.splitlines()
+    # Sixteen bytes for each of 69.5 billion parameters.
+    assert first.startswith(
+        "gpt_trainer: does not fit: its one device needs 1.0 TiB without activations (optimizer 517.8 GiB, "
+        "parameters 258.9 GiB, gradients 258.9 GiB), and "
+    )
+    assert hint.startswith("The largest listed recipe that fits here is fuji-tiny, which needs ")
+    # Importing jax takes 130 MB and 0.6 s; the benchmark of the start measures how many times that this is.
+    assert int(done.stdout) * 1024 < 500e6
+    assert seconds < 60
+    # No run was begun, no corpus read and no tokenizer trained: of the cache there is only the compiler's part.
+    assert [path.name for path in tmp_path.iterdir()] == ["cache"]
+    assert [path.name for path in (tmp_path / "cache").iterdir()] == ["jax"]
 
 
 def test_a_name_that_no_recipe_has_is_answered_with_the_nearest():
