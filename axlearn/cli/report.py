@@ -57,12 +57,15 @@ def report(run: str, *, cfg: InstantiableConfig) -> str:
         run: The run directory.
         cfg: Its trainer config.
     """
-    evaluation = last_held_out_eval(read_metrics(path_of(run, _METRICS)), cfg=cfg)
+    records = read_metrics(path_of(run, _METRICS))
+    evaluation = last_held_out_eval(records, cfg=cfg)
     baselines = compute_baselines(cfg, evaler=evaluation.name)
     summaries = os.path.join(run, "summaries")
     lines = [
         f"Held-out text ({evaluation.name}, after step {evaluation.step}):",
         *_table(evaluation, baselines),
+        "",
+        *_evaluations(records, cfg=cfg),
         "",
         f"Run          {os.path.abspath(run)}",
         f"Summaries    {summaries}    (tensorboard --logdir {summaries})",
@@ -76,20 +79,22 @@ def last_held_out_eval(records: Sequence[dict[str, Any]], *, cfg: InstantiableCo
 
     Args:
         records: The records of metrics.jsonl.
-        cfg: The trainer config.
+        cfg: The trainer config. Of several evalers at one step its first one counts.
 
     Raises:
         ValueError: If there is none.
     """
     names = [name for name, evaler in cfg.evalers.items() if not _is_of_training_split(evaler)]
+    found: dict[str, HeldOutEval] = {}
     for record in reversed(records):
-        if record.get("evaler") in names:
-            return HeldOutEval(
-                name=record["evaler"],
-                step=record["step"],
-                nats_per_token=_find(record["summaries"], "cross_entropy_loss", "loss"),
-                nats_per_byte=_find(record["summaries"], "nats_per_byte"),
-            )
+        evaluation = _held_out_eval(record) if record.get("evaler") in names else None
+        if evaluation is None:
+            continue
+        if found and evaluation.step != next(iter(found.values())).step:
+            break
+        found.setdefault(evaluation.name, evaluation)
+    if found:
+        return min(found.values(), key=lambda evaluation: names.index(evaluation.name))
     raise ValueError(
         error_message(
             where=_METRICS,
@@ -97,6 +102,21 @@ def last_held_out_eval(records: Sequence[dict[str, Any]], *, cfg: InstantiableCo
             expected=f"a record of an evaler among {names}" if names else "an evaler in its config",
             advice="Let the run reach its first evaluation, or its last step.",
         )
+    )
+
+
+def _held_out_eval(record: dict[str, Any]) -> Optional[HeldOutEval]:
+    """Returns what a record of an evaluation says; None if it has no loss."""
+    nats_per_token = _find(record["summaries"], "cross_entropy_loss", "loss")
+    nats_per_byte = _find(record["summaries"], "nats_per_byte")
+    if nats_per_token is None:
+        return None
+    return HeldOutEval(
+        name=record["evaler"],
+        step=record["step"],
+        # metrics.jsonl has the numbers that JSON lacks as strings.
+        nats_per_token=float(nats_per_token),
+        nats_per_byte=None if nats_per_byte is None else float(nats_per_byte),
     )
 
 
@@ -137,6 +157,39 @@ def _table(evaluation: HeldOutEval, baselines: Optional[NgramBaselines]) -> Iter
     ):
         difference = 1 - evaluation.nats_per_byte / other
         yield f"  {abs(difference):.1%} {'below' if difference >= 0 else 'above'} {name} in nats per byte"
+
+
+def _evaluations(records: Sequence[dict[str, Any]], *, cfg: InstantiableConfig) -> Iterator[str]:
+    """The numbers of every evaluation set at every step at which it was evaluated."""
+    heads = ("cross entropy", "perplexity", "bits/byte", "accuracy")
+    yield f"{'Evaluations':24s}" + "".join(f" {head:>13s}" for head in heads)
+    # Of several records of a step the last one counts.
+    by_set: dict[str, dict[int, dict[str, Any]]] = {name: {} for name in cfg.evalers}
+    for record in records:
+        if "evaler" in record:
+            by_set.setdefault(record["evaler"], {})[record["step"]] = record
+    for name, by_step in by_set.items():
+        notes = ["not evaluated yet"] if not by_step else []
+        if name in cfg.evalers and _is_of_training_split(cfg.evalers[name]):
+            notes.append("of the training text")
+        of_ema = [record.get("weights") == "ema" for record in by_step.values()]
+        if of_ema and all(of_ema):
+            notes.append("averaged weights")
+        yield f"  {name}" + (f" ({', '.join(notes)})" if notes else "")
+        for step, record in sorted(by_step.items()):
+            values = (
+                _text_of(_find(record["summaries"], "cross_entropy_loss", "loss"), "{:.4f}"),
+                _text_of(_find(record["summaries"], "perplexity"), "{:.2f}"),
+                _text_of(_find(record["summaries"], "bits_per_byte"), "{:.4f}"),
+                _text_of(_find(record["summaries"], "accuracy"), "{:.1%}"),
+            )
+            # An evaluation of step 0 is of the parameters, and a run may change in between.
+            note = "  (averaged weights)" if record.get("weights") == "ema" and not all(of_ema) else ""
+            yield f"    step {step:<15d}" + "".join(f" {value:>13s}" for value in values) + note
+
+
+def _text_of(value: Any, template: str) -> str:
+    return "-" if value is None else template.format(float(value))
 
 
 def _row(name: str, nats_per_token: float, nats_per_byte: Optional[float]) -> str:

@@ -5,6 +5,7 @@ from typing import Any, Union
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from axlearn.common.config import Configurable
 from axlearn.common.summary import Summary, accumulate_summaries, is_summary
@@ -30,19 +31,30 @@ class WeightedSummary(Summary):
         return self.mean
 
     def __add__(self, other: "WeightedSummary") -> "WeightedSummary":
-        weight = self.weight + other.weight
+        xp, (mean, weight, other_mean, other_weight) = _widest(
+            self.mean, self.weight, other.mean, other.weight
+        )
+        total_weight = weight + other_weight
         # Weights of zero: the means do not count, not even if they are NaN.
-        total = _weighted(self) + _weighted(other)
-        mean = jnp.where(jnp.asarray(weight) > 0, total / jnp.where(jnp.asarray(weight) > 0, weight, 1), 0.0)
-        return WeightedSummary(mean=mean, weight=weight)
+        total = (
+            xp.where(weight > 0, mean, 0) * weight + xp.where(other_weight > 0, other_mean, 0) * other_weight
+        )
+        return WeightedSummary(mean=total / xp.where(total_weight > 0, total_weight, 1), weight=total_weight)
 
     def accumulate(self, other: Summary) -> "WeightedSummary":
         assert isinstance(other, WeightedSummary), type(other)
         return self + other
 
 
-def _weighted(summary: WeightedSummary) -> Tensor:
-    return jnp.where(jnp.asarray(summary.weight) > 0, summary.mean * summary.weight, 0.0)
+def _widest(*values: _Scalar) -> tuple[Any, list[Any]]:
+    """The library to compute with, and the values as its arrays.
+
+    That is jax's for arrays of a device and under jit. Values of the host are float64 of numpy: an evaluation
+    may have more targets than the 2**24 up to which float32 counts.
+    """
+    if any(isinstance(value, jax.Array) for value in values):
+        return jnp, [jnp.asarray(value) for value in values]
+    return np, [np.asarray(value, np.float64) for value in values]
 
 
 @jax.tree_util.register_dataclass
@@ -99,13 +111,15 @@ class SumSummary(Summary):
 
     def accumulate(self, other: Summary) -> "SumSummary":
         assert isinstance(other, SumSummary), type(other)
-        return SumSummary(self.sum + other.sum)
+        _, (value, other_value) = _widest(self.sum, other.sum)
+        return SumSummary(value + other_value)
 
 
 class MetricAccumulator(Configurable):
     """Adds up the summaries of the batches of an evaluation.
 
-    What is no Summary says nothing about how to combine it, and is left out.
+    What is no Summary says nothing about how to combine it, and is left out. Values that were fetched from the
+    device add up in float64.
     """
 
     def __init__(self, cfg: "MetricAccumulator.Config"):

@@ -27,11 +27,21 @@ BATCH_SIZE = 8
 MAX_STEP = 500
 # Rows of the held-out text that each evaluation reads: some 190 kB, a few seconds.
 NUM_HELDOUT_ROWS = 256
+# Rows of the training text that are evaluated likewise: how far the two are apart says how much was learnt by heart.
+NUM_TRAIN_SAMPLE_ROWS = 64
 
 
-def _input_config(*, data_dir: Optional[str], split: str) -> input_base.Input.Config:
-    """Returns packed rows of a corpus' training files, or of its held-out files."""
-    is_training = split == "train"
+def _input_config(
+    *, data_dir: Optional[str], split: str, max_rows: Optional[int] = None
+) -> input_base.Input.Config:
+    """Returns packed rows of a corpus' training files, or of its held-out files.
+
+    Args:
+        data_dir: As for `trainer_config`.
+        split: "train" or "heldout".
+        max_rows: How many rows an evaluation reads; None: they are for training, without an end.
+    """
+    is_training = max_rows is None
     if data_dir == FAKE:
         return FakeLmInput.default_config().set(
             is_training=is_training,
@@ -51,7 +61,7 @@ def _input_config(*, data_dir: Optional[str], split: str) -> input_base.Input.Co
             vocab_cfg=config_for_function(trained_sentencepiece).set(vocab_size=VOCAB_SIZE),
             max_sequence_length=SEQ_LEN,
             split=split,
-            max_examples=None if is_training else NUM_HELDOUT_ROWS,
+            max_examples=max_rows,
         ),
         global_batch_size=BATCH_SIZE,
         input_partitioner=config_for_function(partition_by_path_rank).set(
@@ -96,12 +106,18 @@ def trainer_config(data_dir: Optional[str] = None) -> SpmdTrainer.Config:
     )
     cfg.input = _input_config(data_dir=data_dir, split="train")
     cfg.evalers = {
-        "heldout": common.evaler_config(
-            input_config=_input_config(data_dir=data_dir, split="heldout"),
+        name: common.evaler_config(
+            input_config=_input_config(data_dir=data_dir, split=split, max_rows=max_rows),
             every_n_steps=250,
             max_step=MAX_STEP,
             eval_dtype=jnp.float32,
         )
+        for name, split, max_rows in (
+            ("heldout", "heldout", NUM_HELDOUT_ROWS),
+            ("train_sample", "train", NUM_TRAIN_SAMPLE_ROWS),
+        )
+        # Of made-up data no part is held out.
+        if split == "heldout" or data_dir != FAKE
     }
     cfg.log_every_n_steps = 10
     return cfg

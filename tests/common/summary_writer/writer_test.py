@@ -110,7 +110,7 @@ def test_values_wait_for_the_disk_no_longer_than_configured(tmp_path, monkeypatc
         assert len(scalars(path, "loss")) == 3
         writer.close()
     writer = make(dir=str(tmp_path / "late"), max_queue=1000)
-    monkeypatch.setattr("axlearn.common.summary_writer._FLUSH_SECONDS", -1.0)
+    monkeypatch.setattr("axlearn.common.summary_writer._tensorboard._FLUSH_SECONDS", -1.0)
     writer(1, {"loss": 1.0})
     assert scalars(tmp_path / "late", "loss") == [(1, 1.0)]
     writer.close()
@@ -159,5 +159,5 @@ def test_importing_the_writer_loads_neither_tensorboardx_nor_tensorflow():
         "import sys, axlearn.common.summary_writer; "
         "assert not {'tensorboardX', 'tensorflow'} & set(sys.modules), sorted(sys.modules)"
     )
-    root = pathlib.Path(__file__).resolve().parents[2]
+    root = pathlib.Path(__file__).resolve().parents[3]
     subprocess.run([sys.executable, "-c", code], check=True, cwd=root)
