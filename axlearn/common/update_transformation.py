@@ -5,12 +5,17 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple, Optional, Protocol
 
 import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import PartitionSpec
 
+from axlearn.common import schedule
 from axlearn.common.base_layer import ParameterSpec
 from axlearn.common.config import REQUIRED, ConfigOr, Required, config_class, error_message, maybe_instantiate
 from axlearn.common.module import Module, OutputCollection, nowrap
 from axlearn.common.optimizer_base import (
     NestedOptParam,
+    OptStateSpec,
     PartitionedGradientTransformation,
     is_opt_param,
     opt_param_values,
@@ -34,11 +39,15 @@ class ForwardOutputs(NamedTuple):
         aux: Anything else the model returns.
         output_collection: Summaries, and new values of parameters such as moving averages, as `functional`
             returns them.
+        loss_weight: What the loss is a mean over, in number: a scalar, such as the count of live targets.
+            Losses of several parts of a batch average by it to that of the batch. None: not known; parts
+            count the same.
     """
 
     loss: Tensor
     aux: Nested[Any]
     output_collection: OutputCollection
+    loss_weight: Optional[Tensor] = None
 
 
 class BackwardOutputs(NamedTuple):
@@ -243,6 +252,68 @@ def as_update_transformation(cfg: Any) -> UpdateTransformation.Config:
     if isinstance(cfg, UpdateTransformation.Config):
         return cfg
     return WrappedPartitionedGradientTransformation.default_config().set(transformation=cfg)
+
+
+class ConditionalUpdateTransformation(UpdateTransformation):
+    """Lets another transformation act at some steps only.
+
+    At the others it is as if it were not there: nothing of its state changes (counts included), its deltas
+    change no bit of the parameters, and new values that it would put in place are those that are there. Its
+    summaries are logged all the same. Logs `is_updated`.
+    """
+
+    @config_class
+    class Config(UpdateTransformation.Config):
+        """Configures ConditionalUpdateTransformation."""
+
+        # What transforms the updates: an UpdateTransformation or a PartitionedGradientTransformation, or the
+        # config of one.
+        inner: Required[Any] = REQUIRED
+        # The steps, counted from 1, at which it acts: those where the schedule is above 0.
+        update_schedule: Required[ConfigOr[schedule.Schedule]] = REQUIRED
+
+    def __init__(self, cfg: Config, *, parent: Optional[Module]):
+        super().__init__(cfg, parent=parent)
+        self._update_schedule = schedule.as_schedule_fn(cfg.update_schedule)
+        self._add_child("inner", as_update_transformation(cfg.inner))
+
+    @nowrap
+    def create_state_partition_specs(self, model_param_specs: Nested[ParameterSpec]) -> Any:
+        """See LearnerModule."""
+        step = OptStateSpec(shape=(), dtype=jnp.int32, mesh_axes=PartitionSpec())
+        return {"inner": self.inner.create_state_partition_specs(model_param_specs), "step": step}
+
+    def init(self, model_params: NestedOptParam) -> Any:
+        """See LearnerModule."""
+        return {"inner": self.inner.init(model_params), "step": jnp.zeros([], jnp.int32)}
+
+    def transform_update(self, updates: Updates) -> Updates:
+        """See UpdateTransformation."""
+        step = optax.safe_increment(self.state["step"])
+        is_on = jnp.asarray(self._update_schedule(step)) > 0
+        transformed = self.inner.transform_update(updates)
+        context = self.get_invocation_context()
+        new_inner = context.output_collection.state_updates["inner"]
+
+        def choose(new: Tensor, old: Tensor) -> Tensor:
+            return jnp.where(is_on, new, old)
+
+        context.set_state_update(
+            {"inner": jax.tree.map(choose, new_inner, self.state["inner"]), "step": step}
+        )
+        self.add_summary("is_updated", is_on.astype(jnp.float32))
+        old_values = dict(flatten_items(updates.param_values())) | dict(
+            flatten_items(updates.inplace_updates)
+        )
+        inplace_updates: dict[str, Any] = {}
+        for path, new_value in flatten_items(transformed.inplace_updates):
+            set_recursively(inplace_updates, value=choose(new_value, old_values[path]), path=path)
+        return dataclasses.replace(
+            transformed,
+            # Minus zero is the number that changes nothing when added: -0.0 + 0.0 would be 0.0.
+            delta_updates=jax.tree.map(lambda x: choose(x, -jnp.zeros_like(x)), transformed.delta_updates),
+            inplace_updates=inplace_updates,
+        )
 
 
 class OverrideInplaceUpdateTransformation(UpdateTransformation):

@@ -11,6 +11,7 @@ from axlearn.common.config import config_for_function
 from axlearn.common.module import functional
 from axlearn.common.optimizer_base import OptParam, make_opt_params
 from axlearn.common.update_transformation import (
+    ConditionalUpdateTransformation,
     OverrideInplaceUpdateTransformation,
     Updates,
     WrappedPartitionedGradientTransformation,
@@ -115,3 +116,53 @@ def test_override_takes_gradients_as_new_values_and_hides_them_from_the_inner_on
         "transformation/0/trace/layer/weight",
         "transformation/2/count",
     ]
+
+
+def test_a_conditional_transformation_acts_at_its_steps_and_leaves_no_bit_changed_at_the_others():
+    override = OverrideInplaceUpdateTransformation.default_config().set(
+        transformation=config_for_function(optimizers.adam_optimizer).set(
+            learning_rate=2.0, b1=0.9, b2=0.9, l2_regularizer_weight=0.1
+        ),
+        rules=[".*/scale"],
+    )
+    module = (
+        ConditionalUpdateTransformation.default_config()
+        .set(name="sometimes", inner=override, update_schedule=lambda step: step % 2)
+        .instantiate(parent=None)
+    )
+    always = override.set(name="always").instantiate(parent=None)
+    updates = _updates()
+    specs = module.create_state_partition_specs(updates.param_specs())
+    assert jax.tree.structure(specs) == jax.tree.structure(module.init(updates.opt_params))
+
+    @jax.jit
+    def transform(states):
+        outputs = [
+            functional(x, None, state, {"updates": updates}, method="transform_update", is_training=True)
+            for x, state in zip((module, always), states, strict=True)
+        ]
+        collections = [collection for _, collection in outputs]
+        changes = [(x.delta_updates, x.inplace_updates) for x, _ in outputs]
+        return changes, [c.state_updates for c in collections], collections[0].summaries["is_updated"]
+
+    states = [module.init(updates.opt_params), always.init(updates.opt_params)]
+    for step in range(1, 5):
+        is_on = step % 2 == 1
+        before = states
+        (ours, expected), states, is_updated = transform(states)
+        assert float(is_updated) == is_on
+        assert int(states[0]["step"]) == step
+        if is_on:
+            jax.tree.map(np.testing.assert_array_equal, ours, expected)
+            jax.tree.map(np.testing.assert_array_equal, states[0]["inner"], states[1])
+            continue
+        deltas, inplace = ours
+        # Not even the sign of a zero changes.
+        weights = np.array([[-0.0, 0.0, 1.0]], np.float32)
+        assert (weights + np.asarray(deltas["layer"]["weight"])[:1]).tobytes() == weights.tobytes()
+        assert deltas["layer"]["scale"] is None
+        # The parameter as it is, and what the forward pass wants in place.
+        assert (float(inplace["layer"]["scale"]), float(inplace["norm"]["mean"])) == (2.0, 7.0)
+        jax.tree.map(np.testing.assert_array_equal, states[0]["inner"], before[0]["inner"])
+        # The other one rests too.
+        states[1] = before[1]

@@ -4,6 +4,7 @@ The parts are `optax`'s wherever that agrees. Parts chain to optimizers, and bot
 their functions: `config_for_function(optimizers.chain).set(args=[...])`.
 """
 
+from axlearn.common.optimizers._adastar import adastar_optimizer as adastar_optimizer
 from axlearn.common.optimizers._clip import clip_by_block_rms as clip_by_block_rms
 from axlearn.common.optimizers._clip import clip_by_global_norm as clip_by_global_norm
 from axlearn.common.optimizers._clip import global_norm as global_norm
@@ -18,11 +19,14 @@ from axlearn.common.optimizers._ema import EmaState as EmaState
 from axlearn.common.optimizers._ema import ParamEmaState as ParamEmaState
 from axlearn.common.optimizers._ema import ema as ema
 from axlearn.common.optimizers._ema import param_ema as param_ema
+from axlearn.common.optimizers._factored import scale_by_factored_rms as scale_by_factored_rms
+from axlearn.common.optimizers._factored import scale_by_trust_ratio as scale_by_trust_ratio
 from axlearn.common.optimizers._moments import adam_partition as adam_partition
 from axlearn.common.optimizers._moments import scale_by_adam as scale_by_adam
 from axlearn.common.optimizers._moments import scale_by_lion as scale_by_lion
 from axlearn.common.optimizers._moments import scale_by_param_block_rms as scale_by_param_block_rms
 from axlearn.common.optimizers._moments import trace as trace
+from axlearn.common.optimizers._offload import offload_optimizer as offload_optimizer
 from axlearn.common.optimizers._per_param import PerParamFn as PerParamFn
 from axlearn.common.optimizers._per_param import PerParamSettings as PerParamSettings
 from axlearn.common.optimizers._per_param import collect_per_param_settings as collect_per_param_settings
@@ -31,6 +35,7 @@ from axlearn.common.optimizers._per_param import per_param_scale_by_rms as per_p
 from axlearn.common.optimizers._per_param import register_per_param_settings as register_per_param_settings
 from axlearn.common.optimizers._per_param import root_mean_square as root_mean_square
 from axlearn.common.optimizers._per_param import scale_update_per_param as scale_update_per_param
+from axlearn.common.optimizers._recipes import adafactor_optimizer as adafactor_optimizer
 from axlearn.common.optimizers._recipes import adam_optimizer as adam_optimizer
 from axlearn.common.optimizers._recipes import adamw_decoupled_optimizer as adamw_decoupled_optimizer
 from axlearn.common.optimizers._recipes import adamw_optimizer as adamw_optimizer

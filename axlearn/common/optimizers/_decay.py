@@ -31,9 +31,12 @@ class AddDecayedWeightsState(NamedTuple):
 
 
 def _weight_decay_scales(
-    params: NestedOptParam, *, per_param_scale: Optional[PerParamFn], description: str
+    params: NestedOptParam, *, per_param_scale: Optional[PerParamFn], description: Optional[str]
 ) -> Nested[Union[float, Tensor]]:
-    """The scale of each parameter: its own where it has one, else by `per_param_scale`, else 1."""
+    """The scale of each parameter: its own where it has one, else by `per_param_scale`, else 1.
+
+    They are registered under `description`; None: they are not.
+    """
     if per_param_scale is None:
         scales = jax.tree.map(lambda _: 1, params, is_leaf=is_opt_param)
     else:
@@ -43,7 +46,7 @@ def _weight_decay_scales(
         return scale if param.weight_decay_scale is None else param.weight_decay_scale
 
     scales = jax.tree.map(own_or, params, scales, is_leaf=is_opt_param)
-    return register_per_param_settings(scales, description=description)
+    return scales if description is None else register_per_param_settings(scales, description=description)
 
 
 def _add_weights(
@@ -58,6 +61,27 @@ def _add_weights(
         return update + scale_array(param.value, rate).astype(update.dtype)
 
     return jax.tree.map(add_one, params, updates, scales, is_leaf=is_opt_param)
+
+
+def add_scaled_weights(
+    updates: Nested[Tensor],
+    params: NestedOptParam,
+    *,
+    factor: Union[float, Tensor],
+    per_param_scale: Optional[PerParamFn],
+) -> Nested[Tensor]:
+    """`updates + factor * scale * parameter`; the scales are registered only where there is a function of them.
+
+    Args:
+        updates: The updates.
+        params: The parameters.
+        factor: The rate.
+        per_param_scale: As for `add_decayed_weights`, instantiated.
+    """
+    # Without a function the reference's `_regularizer` files of such optimizers have nothing.
+    description = None if per_param_scale is None else "weight_decay_scale"
+    scales = _weight_decay_scales(params, per_param_scale=per_param_scale, description=description)
+    return _add_weights(updates, params, factor=factor, scales=scales)
 
 
 def add_decayed_weights(

@@ -2,11 +2,16 @@
 
 from typing import Any, Optional
 
+import jax.numpy as jnp
+
 from axlearn.common import schedule
 from axlearn.common.config import ConfigOr
 from axlearn.common.optimizer_base import PartitionedGradientTransformation
+from axlearn.common.optimizers._clip import clip_by_block_rms
 from axlearn.common.optimizers._compose import chain
 from axlearn.common.optimizers._decay import add_decayed_weights, l2_regularizer
+from axlearn.common.optimizers._ema import ema
+from axlearn.common.optimizers._factored import scale_by_factored_rms, scale_by_trust_ratio
 from axlearn.common.optimizers._moments import (
     scale_by_adam,
     scale_by_lion,
@@ -197,3 +202,64 @@ def lion_optimizer(
         add_decayed_weights(weight_decay, per_param_scale=weight_decay_per_param_scale),
         scale_from_learning_rate(learning_rate),
     )
+
+
+def adafactor_optimizer(
+    learning_rate: schedule.Schedule,
+    *,
+    b1: Optional[float],
+    b2: schedule.Schedule,
+    multiply_by_parameter_scale: bool,
+    clipping_threshold: Optional[float],
+    dtype_momentum: Any = jnp.float32,
+    weight_decay: Optional[float] = None,
+    weight_decay_scale_by_learning_rate_exponent: Optional[float] = None,
+    weight_decay_per_param_scale: Optional[ConfigOr[PerParamFn]] = None,
+    eps: float = 1e-30,
+    factored: bool = True,
+    apply_scale_by_trust_ratio: bool = False,
+) -> PartitionedGradientTransformation:
+    """Adafactor: second moments that take the memory of a row and a column, and bounded steps.
+
+    Args:
+        learning_rate: The schedule of everything but weight decay.
+        b1: Decay of the average of updates; None: no average, and no memory for it.
+        b2: Decay of the second moments, mostly `schedule.adafactor_decay_rate`.
+        multiply_by_parameter_scale: Whether steps are relative to the root mean square of the parameter.
+        clipping_threshold: The greatest root mean square of an update before the learning rate; None: any.
+        dtype_momentum: The type in which the average of updates is kept.
+        weight_decay: The rate of decay; None: none.
+        weight_decay_scale_by_learning_rate_exponent: The rate is multiplied by the learning rate to this power;
+            None: it is not.
+        weight_decay_per_param_scale: See `add_decayed_weights`.
+        eps: Is added to the squares of gradients.
+        factored: Whether to factor the moments of parameters whose `FactorizationSpec` says how.
+        apply_scale_by_trust_ratio: Whether to make each update as long as its parameter at the end.
+
+    Returns:
+        The optimizer. Parts that are left out have no place in the state.
+
+    Reference:
+        Shazeer and Stern, Adafactor (https://arxiv.org/abs/1804.04235), algorithms 4 to 6.
+    """
+    parts: list[Any] = [scale_by_factored_rms(factored, decay_rate=b2, epsilon=eps)]
+    if clipping_threshold is not None:
+        parts.append(clip_by_block_rms(clipping_threshold, summary_suffix="norm"))
+    parts.append(scale_from_learning_rate(learning_rate, flip_sign=False))
+    if multiply_by_parameter_scale:
+        parts.append(scale_by_param_block_rms())
+    if b1 is not None:
+        parts.append(ema(b1, debias=False, accumulator_dtype=dtype_momentum))
+    if weight_decay is not None:
+        exponent = weight_decay_scale_by_learning_rate_exponent
+        parts.append(
+            add_decayed_weights(
+                weight_decay,
+                learning_rate=None if exponent is None else learning_rate,
+                learning_rate_exponent=exponent,
+                per_param_scale=weight_decay_per_param_scale,
+            )
+        )
+    if apply_scale_by_trust_ratio:
+        parts.append(scale_by_trust_ratio())
+    return chain(*parts, scale(-1.0))

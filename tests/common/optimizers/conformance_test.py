@@ -38,8 +38,49 @@ def _skipping():
     )
 
 
+def _adastar(**fields):
+    defaults = {
+        "gradient_ema_decay": 0.9,
+        "gradient_ema_debias": True,
+        "gradient_square_ema_decay": 0.95,
+        "gradient_square_ema_debias": True,
+        "eps": 1e-8,
+        "eps_square": 0.0,
+        "raw_update_clipping_threshold": None,
+        "update_ema_decay": None,
+        "update_ema_debias": None,
+        "update_schedule": COSINE,
+    }
+    return optimizers.adastar_optimizer(0.1, **{**defaults, **fields})
+
+
+def _adafactor(**fields):
+    defaults = {
+        "b1": 0.9,
+        "b2": schedule.adafactor_decay_rate(),
+        "multiply_by_parameter_scale": False,
+        "clipping_threshold": 1.0,
+    }
+    return optimizers.adafactor_optimizer(fields.pop("learning_rate", 0.1), **{**defaults, **fields})
+
+
 # One example of every public function that makes a transformation.
 EXAMPLES = {
+    "adafactor_optimizer": lambda: _adafactor(
+        multiply_by_parameter_scale=True,
+        weight_decay=0.01,
+        weight_decay_scale_by_learning_rate_exponent=1,
+        apply_scale_by_trust_ratio=True,
+    ),
+    "adastar_optimizer": lambda: _adastar(
+        raw_update_clipping_threshold=1.0,
+        update_ema_decay=0.95,
+        update_ema_debias=False,
+        eps_square=1e-30,
+        weight_decay=0.01,
+        adam_update_transformation=_halve(0.5),
+        verbosity=1,
+    ),
     "adam_optimizer": lambda: optimizers.adam_optimizer(0.1, **ADAM, l2_regularizer_weight=0.01),
     "adam_partition": lambda: optimizers.adam_partition(optax.scale_by_adam()),
     "adamw_decoupled_optimizer": lambda: optimizers.adamw_decoupled_optimizer(
@@ -62,11 +103,16 @@ EXAMPLES = {
     "named_chain": lambda: optimizers.named_chain(
         momentum=optimizers.trace(0.9), learning_rate=optimizers.scale_from_learning_rate(0.1)
     ),
+    "offload_optimizer": lambda: optimizers.offload_optimizer(
+        optimizers.adamw_optimizer(0.1, **ADAM), pattern=".*/(mu|nu)/.*"
+    ),
     "param_ema": lambda: optimizers.param_ema(decay=schedule.decay_bias_correction(0.9)),
     "scale": lambda: optimizers.scale(-2.0),
     "scale_by_adam": lambda: optimizers.scale_by_adam(mu_dtype=jnp.bfloat16),
+    "scale_by_factored_rms": lambda: optimizers.scale_by_factored_rms(decay_rate=0.9),
     "scale_by_lion": lambda: optimizers.scale_by_lion(mu_dtype=jnp.bfloat16),
     "scale_by_param_block_rms": lambda: optimizers.scale_by_param_block_rms(),
+    "scale_by_trust_ratio": lambda: optimizers.scale_by_trust_ratio(),
     "scale_by_schedule": lambda: optimizers.scale_by_schedule(COSINE, name="test"),
     "scale_from_learning_rate": lambda: optimizers.scale_from_learning_rate(COSINE),
     "scale_update_per_param": lambda: _halve(0.5),
@@ -152,7 +198,9 @@ def test_state_specs_have_the_structure_shapes_and_types_of_the_state(name):
         assert tuple(spec.shape) == leaf.shape, path
         assert spec.dtype == leaf.dtype, path
     # What mirrors a parameter lies where the parameter lies.
-    weights = [spec for path, spec in flatten_items(specs) if path.endswith("head/weight")]
+    weights = [
+        spec for path, spec in flatten_items(specs) if "head/weight" in path and tuple(spec.shape) == (16, 8)
+    ]
     assert all(spec.mesh_axes == PartitionSpec("data", "model") for spec in weights)
 
 
