@@ -21,8 +21,9 @@ train: setup  ## Train fuji-tiny on the sources of Python's standard library, th
 	$(BIN)/axlearn generate $(RUN) --prompt "$(PROMPT)"
 	$(BIN)/axlearn report $(RUN)
 
+# A file's tests share compiled functions and stay on one worker.
 test: setup-dev  ## Run the tests.
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 test-faults: setup-dev  ## Run the slow fault tests: 20 kills at random moments, 400 bit flips.
 	$(BIN)/python -m pytest -m slow -v

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from axlearn.cli._run_files import read_config
+from axlearn.cli._run_files import context_len, read_config, read_hf_file
 from axlearn.common import launch
 from axlearn.common.causal_lm import Model
 from axlearn.common.checkpointer import load_checkpoint
@@ -29,8 +29,6 @@ from axlearn.common.module import functional
 from axlearn.common.utils import NestedTensor, Tensor, build_mesh, use_mesh
 from axlearn.common.vocabulary import Vocabulary, load_vocabulary
 
-# What inputs call the number of tokens of a row.
-_ROW_LEN_FIELDS = ("max_sequence_length", "source_length")
 # Prompts and rows are padded to multiples of this, so that one compiled program serves many lengths.
 _LEN_MULTIPLE = 64
 
@@ -55,9 +53,9 @@ def main(argv: Sequence[str]) -> int:
     vocab = load_vocabulary(os.path.join(args.run, "tokenizer"))
     model = cfg.model.clone(name="model").instantiate(parent=None)
     _check_vocabulary(vocab, model=model, run=args.run)
-    prompt_ids = [vocab.bos_id, *vocab.encode(args.prompt)]
-    context_len = _context_len(cfg.input)
-    max_len = _max_len(prompt_ids, max_tokens=args.max_tokens, context_len=context_len)
+    prompt_ids = vocab.encode_prompt(args.prompt)
+    model_len = _model_len(args.run, cfg.input)
+    max_len = _max_len(prompt_ids, max_tokens=args.max_tokens, context_len=model_len)
     step, params = _load_params(args, cfg=cfg, model=model)
     started = time.monotonic()
     samples = _sample(
@@ -68,13 +66,14 @@ def main(argv: Sequence[str]) -> int:
         num_samples=args.num_samples,
         seed=args.seed,
         logits_modifier=modifier,
+        eos_ids=_eos_ids(args.run, model),
     )
     seconds = time.monotonic() - started
     _print_samples([vocab.decode(ids) for ids in samples])
     notes = [f"step {step}" + (", moving average" if args.ema else "")]
     notes.append(f"{sum(len(ids) - len(prompt_ids) for ids in samples)} tokens in {seconds:.1f} s")
-    if any(len(ids) == context_len for ids in samples):
-        notes.append(f"stopped at the {context_len} tokens that the model was trained on")
+    if any(len(ids) == model_len for ids in samples):
+        notes.append(f"stopped at the {model_len} tokens that the model was trained on")
     print(f"[{'; '.join(notes)}]", file=sys.stderr)
     return 0
 
@@ -95,6 +94,12 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--step", type=int, help="the checkpoint's step (default: the newest that verifies)")
     parser.add_argument("--ema", action="store_true", help="use the moving average of the parameters")
     args = parser.parse_args(argv)
+    try:
+        args.prompt.encode("utf-8")
+    except UnicodeEncodeError as e:
+        raise ValueError(
+            error_message(where="--prompt", what=f"{args.prompt!r} holds what is no text", expected="UTF-8")
+        ) from e
     for name in ("max_tokens", "num_samples"):
         if getattr(args, name) < 1:
             raise ValueError(
@@ -117,16 +122,18 @@ def _check_vocabulary(vocab: Vocabulary, *, model: Model, run: str) -> None:
         )
 
 
-def _context_len(input_cfg: ConfigBase) -> Optional[int]:
-    """The length of the rows that the model was trained on; None if the input does not say."""
-    lengths = []
+def _model_len(run: str, input_cfg: ConfigBase) -> Optional[int]:
+    """The most tokens that the model was trained on, here or before it was imported; None if that is not known."""
+    lengths = [context_len(input_cfg), read_hf_file(run, "config.json").get("max_position_embeddings")]
+    return max((length for length in lengths if isinstance(length, int)), default=None)
 
-    def visit(path: str, value: Any) -> None:
-        if path.rpartition(".")[2] in _ROW_LEN_FIELDS and isinstance(value, int):
-            lengths.append(value)
 
-    input_cfg.visit(visit)
-    return max(lengths, default=None)
+def _eos_ids(run: str, model: Model) -> list[int]:
+    """The ids that end a text. Imported models may have several, such as the ends of a text and of a turn."""
+    settings = {**read_hf_file(run, "config.json"), **read_hf_file(run, "generation_config.json")}
+    imported = settings.get("eos_token_id")
+    several = imported if isinstance(imported, list) else [imported]
+    return sorted({model.config.decoder.eos_token_id, *(i for i in several if isinstance(i, int))})
 
 
 def _max_len(prompt_ids: Sequence[int], *, max_tokens: int, context_len: Optional[int]) -> int:
@@ -180,18 +187,18 @@ def _sample(
     num_samples: int,
     seed: int,
     logits_modifier: LogitsToLogitsFn,
+    eos_ids: Sequence[int],
 ) -> list[list[int]]:
     """Samples continuations: of each the ids of prompt and continuation, without the end-of-document id."""
     prefix_len = _round_up(len(prompt_ids))
     prefix = np.zeros([1, prefix_len], dtype=np.int32)
     prefix[0, : len(prompt_ids)] = prompt_ids
-    eos_id = model.config.decoder.eos_token_id
 
     @functools.partial(jax.jit, static_argnames="row_len")
     def sample(
         params: NestedTensor, prng_key: Tensor, input_batch: dict[str, Any], limit: Tensor, *, row_len: int
     ) -> SampleOutputs:
-        stop = CompositeDecodingCondition([StopOnSubsequence([[eos_id]]), StopOnMaxLength(limit)])
+        stop = CompositeDecodingCondition([StopOnSubsequence([[i] for i in eos_ids]), StopOnMaxLength(limit)])
         outputs, _ = functional(
             model,
             prng_key=prng_key,
@@ -217,7 +224,7 @@ def _sample(
     )
     rows = zip(np.asarray(outputs.sequences[0]), np.asarray(outputs.lengths[0]), strict=True)
     samples = [row[:length].tolist() for row, length in rows]
-    return [ids[:-1] if len(ids) > len(prompt_ids) and ids[-1] == eos_id else ids for ids in samples]
+    return [ids[:-1] if len(ids) > len(prompt_ids) and ids[-1] in eos_ids else ids for ids in samples]
 
 
 def _round_up(length: int) -> int:

@@ -111,6 +111,7 @@ class PackedTextSource(Configurable):
             max_len=cfg.max_sequence_length,
             bos_id=vocab.bos_id,
             pad_id=vocab.pad_id,
+            prefix_num_bytes=cache.prefix_num_bytes[in_split] if vocab.prefix_num_bytes else None,
         )
         return _Data(
             vocab=vocab,

@@ -27,7 +27,8 @@ def setup(
 
     Random numbers are partitionable threefry, so that initial parameters do not depend on the mesh. Compiled
     programs are kept in `$AXLEARN_CACHE_DIR/jax` (a folder of this user alone, because such files are
-    executable code), unless `$JAX_COMPILATION_CACHE_DIR` names another place.
+    executable code), unless `$JAX_COMPILATION_CACHE_DIR` names another place. Those for several CPU devices of one
+    process are not kept: XLA's CPU collectives can wait for each other for ever in a program that comes from there.
 
     Args:
         jax_backend: "cpu", "gpu" or "tpu": anything else on this machine is an error. None: what jax finds
@@ -57,6 +58,10 @@ def setup(
     if leave_no_trace:
         os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
         jax.config.update("jax_enable_compilation_cache", False)
+    elif _num_fake_devices() > 1:
+        # What orders collectives is not part of a stored program: with jax 0.10.2, a step with gradient
+        # accumulation over 8 devices ran when just compiled, and hung at its second run when loaded (2026-11-21).
+        jax.config.update("jax_enable_compilation_cache", False)
     elif "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         _use_compilation_cache(str(cache_dir() / "jax"))
     _check_backend(jax_backend)
@@ -83,9 +88,14 @@ def _widen_thread_pool_of_fake_devices() -> None:
     With as many cores as devices, one device can wait in one collective and another in the next (seen with two
     and two, jax 0.10.2). The size is read when the backend starts.
     """
+    if _num_fake_devices():
+        os.environ.setdefault("NPROC", str(8 * _num_fake_devices()))
+
+
+def _num_fake_devices() -> int:
+    """Returns how many devices the environment asks one process to make of its CPU; 0 if it does not say."""
     match = re.search(r"xla_force_host_platform_device_count=(\d+)", os.environ.get("XLA_FLAGS", ""))
-    if match:
-        os.environ.setdefault("NPROC", str(8 * int(match.group(1))))
+    return int(match.group(1)) if match else 0
 
 
 def _use_compilation_cache(path: str) -> None:

@@ -8,7 +8,7 @@ A document of n tokens is n + 1 targets, the last of them its end. The input at 
 it, and at the first target the begin-of-document id.
 """
 
-from typing import NamedTuple
+from typing import NamedTuple, Optional
 
 import numpy as np
 from jaxtyping import Int, Int32, Int64, UInt
@@ -51,6 +51,7 @@ class PackedDocuments:
         max_len: int,
         bos_id: int,
         pad_id: int,
+        prefix_num_bytes: Optional[Int32[np.ndarray, " num_documents"]] = None,
     ):
         """Describes the documents.
 
@@ -62,6 +63,8 @@ class PackedDocuments:
             max_len: Number of positions of a row.
             bos_id: Input at the first target of each document.
             pad_id: Input where a row has no target.
+            prefix_num_bytes: Bytes that the pieces of each document stand for beyond its text, because the
+                tokenizer puts a space before it; they count as none of the first target's. None: there are none.
         """
         self.max_len = max_len
         self.num_targets = int(lengths.sum())
@@ -70,6 +73,7 @@ class PackedDocuments:
         self._starts = starts
         self._lengths = lengths
         self._piece_num_bytes = piece_num_bytes
+        self._prefix_num_bytes = prefix_num_bytes
         self._bos_id = bos_id
         self._pad_id = pad_id
 
@@ -108,6 +112,9 @@ class PackedDocuments:
             positions[here] = np.arange(end - first)
             at = here.stop
         num_bytes = self._piece_num_bytes[target_labels[:at]].sum()
+        if self._prefix_num_bytes is not None:
+            begun = [document for document, first, _ in pieces if first == 0]
+            num_bytes -= self._prefix_num_bytes[begun].sum()
         return PackedRow(input_ids, target_labels, segment_ids, positions, np.int32(num_bytes))
 
 

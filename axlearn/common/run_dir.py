@@ -87,7 +87,8 @@ def set_run_dir(cfg: ConfigBase, run_dir: str) -> None:
     trainer: Any = cfg
     before = trainer.dir
     trainer.dir = run_dir
-    if not isinstance(before, str) or before == run_dir:
+    # An empty one would be the beginning of every path.
+    if not isinstance(before, str) or before in ("", run_dir):
         return
     for owner in _configs(cfg):
         for name, value in owner.items():

@@ -10,7 +10,7 @@ import pytest
 
 from axlearn.cli import generate
 from axlearn.cli.main import main
-from axlearn.common.checkpointer import Checkpointer
+from axlearn.common.checkpointer import Checkpointer, export_axlearn, open_checkpoint
 from axlearn.common.config import config_for_function, config_to_json
 from axlearn.common.input_fake import FakeLmInput
 from axlearn.common.learner import Learner
@@ -145,6 +145,16 @@ def test_only_the_parameters_are_read(finished_run, tmp_path, capsys):
     assert sorted(path.name for path in (run / "checkpoints").iterdir()) == before
 
 
+def test_a_checkpoint_of_axlearn_s_is_read_as_ours_is(finished_run, tmp_path, capsys):
+    run = tmp_path / "run"
+    shutil.copytree(finished_run, run, ignore=shutil.ignore_patterns("checkpoints"))
+    export_axlearn(open_checkpoint(finished_run / "checkpoints"), output_dir=run / "checkpoints")
+    _generate(run, "--temperature=0", "--max_tokens=4")
+    captured = capsys.readouterr()
+    assert captured.out == _greedy_reference(finished_run, seed=22, max_tokens=4) + "\n"
+    assert "[step 20;" in captured.err
+
+
 def test_a_torn_checkpoint_is_passed_over_for_the_one_before(finished_run, tmp_path, capsys):
     run = tmp_path / "run"
     shutil.copytree(finished_run, run)
@@ -183,6 +193,7 @@ def test_errors_say_what_to_do(finished_run, tmp_path, capsys, golden):
         "no moving average": _error(no_average, "--ema", capsys=capsys),
         "another tokenizer": _error(small_model, capsys=capsys),
         "a prompt that is too long": _error(finished_run, prompt="x " * 40, capsys=capsys),
+        "a prompt that is no text": _error(finished_run, prompt="a \udcff", capsys=capsys),
         "no tokens": _error(finished_run, "--max_tokens=0", capsys=capsys),
         "a negative temperature": _error(finished_run, "--temperature=-1", capsys=capsys),
         "no probability": _error(finished_run, "--top_p=95", capsys=capsys),

@@ -136,3 +136,25 @@ def test_the_batch_is_split_over_all_axes_unless_said_otherwise():
         assert make_input().partition_spec == PartitionSpec(("data", "model"))
         for spec in (PartitionSpec("data"), PartitionSpec()):
             assert make_input(partition_spec=spec).partition_spec == spec
+
+
+@pytest.mark.parametrize(
+    ("num_rows", "expected"), [(8, PartitionSpec("data")), (4, PartitionSpec("data")), (3, PartitionSpec())]
+)
+def test_some_rows_of_a_batch_lie_as_the_batch_as_far_as_they_divide(num_rows, expected):
+    rows = {"ids": jnp.zeros((num_rows, 2)), "num_bytes": jnp.zeros((num_rows,))}
+    inputs = [
+        input_base.Input.default_config().set(name="input", partition_spec=PartitionSpec("data")),
+        input_base.Input.default_config().set(
+            name="input",
+            input_partitioner=config_for_function(partition_by_path_rank).set(
+                path_rank_to_partition={(None, None): PartitionSpec("data")}
+            ),
+        ),
+    ]
+    for cfg in inputs:
+        layer = cfg.instantiate(parent=None)
+        with use_mesh(build_mesh(mesh_shape=(4, 2), mesh_axis_names=("data", "model"))) as mesh:
+            placed = jax.jit(layer.partition_rows)(rows)
+        for x in placed.values():
+            assert x.sharding.is_equivalent_to(jax.sharding.NamedSharding(mesh, expected), x.ndim)

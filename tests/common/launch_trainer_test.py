@@ -270,8 +270,23 @@ def test_a_compilation_cache_that_others_can_write_to_is_refused(tmp_path, monke
     (tmp_path / "jax").chmod(0o777)
     monkeypatch.setenv("AXLEARN_CACHE_DIR", str(tmp_path))
     monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
+    # Programs for several CPU devices, as this process has, are not kept at all.
+    monkeypatch.setenv("XLA_FLAGS", "")
     with pytest.raises(PermissionError, match="others may write to it"):
         launch.setup()
+
+
+def test_programs_for_several_cpu_devices_of_a_process_are_not_kept(tmp_path):
+    code = (
+        "import jax; from axlearn.common import launch; launch.setup(); "
+        "print(jax.config.jax_enable_compilation_cache, jax.device_count())"
+    )
+    for num_devices, is_kept in ((1, True), (2, False)):
+        env = environment(num_devices=num_devices, AXLEARN_CACHE_DIR=str(tmp_path))
+        done = subprocess.run(
+            [sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True
+        )
+        assert done.stdout.split() == [str(is_kept), str(num_devices)]
 
 
 def test_a_checkout_without_links_is_told_in_one_sentence(tmp_path):

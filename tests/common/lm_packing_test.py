@@ -13,7 +13,7 @@ BOS, PAD, VOCAB = 2, 0, 50
 PIECE_NUM_BYTES = np.random.default_rng(0).integers(0, 6, size=VOCAB).astype(np.int32)
 
 
-def packed(documents, *, max_len):
+def packed(documents, *, max_len, prefix_num_bytes=None):
     """The documents (lists of targets) with other things between them, as in a corpus with two splits."""
     tokens, starts = [7], []
     for targets in documents:
@@ -27,6 +27,7 @@ def packed(documents, *, max_len):
         max_len=max_len,
         bos_id=BOS,
         pad_id=PAD,
+        prefix_num_bytes=prefix_num_bytes,
     )
 
 
@@ -81,6 +82,19 @@ def test_an_epoch_covers_every_target_exactly_once_with_its_bytes(documents, max
         pairs = [pair for d in documents for pair in zip([BOS, *d], d, strict=False)]
         assert collections.Counter(seen) == collections.Counter(pairs)
         assert num_bytes == sum(int(PIECE_NUM_BYTES[t]) for d in documents for t in d)
+
+
+def test_bytes_that_stand_before_a_document_are_taken_off_the_row_in_which_it_begins():
+    documents = [[5] * 7, [6] * 3, [7] * 4]
+    prefixes = np.asarray([1, 0, 1], np.int32)
+    with_prefixes = packed(documents, max_len=4, prefix_num_bytes=prefixes).epoch(seed=0, epoch=0)
+    without = packed(documents, max_len=4).epoch(seed=0, epoch=0)
+    for i in range(4):
+        row, expected = with_prefixes[i], without[i]
+        begins = row.input_ids == BOS
+        taken_off = sum(prefixes[label - 5] for label in row.target_labels[begins])
+        assert row.target_num_bytes == expected.target_num_bytes - taken_off
+        assert np.array_equal(row.target_labels, expected.target_labels)
 
 
 def test_epochs_and_seeds_differ_and_each_is_a_function_of_both():

@@ -68,9 +68,10 @@ def test_paths_outside_of_a_run_stay_where_they_are():
     expected = cfg.clone(dir="runs/z")
     set_run_dir(cfg, "runs/z")
     assert cfg == expected
-    unset = _trainer("runs/x").set(dir=REQUIRED)
-    set_run_dir(unset, "runs/z")
-    assert unset == _trainer("runs/x").set(dir="runs/z")
+    for nothing in (REQUIRED, ""):
+        unset = _trainer("runs/x").set(dir=nothing)
+        set_run_dir(unset, "runs/z")
+        assert unset == _trainer("runs/x").set(dir="runs/z")
 
 
 def test_a_config_that_cannot_be_read_is_named(tmp_path):

@@ -1,6 +1,7 @@
 """Paths into configs, as dumps print them and people type them: `a.b['key'][0].c`."""
 
 import ast
+from collections.abc import Iterator
 from typing import Any, NamedTuple, Optional
 
 from axlearn.common.config._dump import join_path
@@ -14,11 +15,15 @@ class PathError(ValueError):
     """A path is not written as a path, or leads nowhere."""
 
 
+class PrintedKey(str):
+    """A key that prints as no literal, such as the member of an enum, as it prints."""
+
+
 class Step(NamedTuple):
     """One part of a path.
 
     Attributes:
-        key: The name after a dot, or the literal between brackets.
+        key: The name after a dot, or the literal between brackets; a `PrintedKey` where there is `<...>`.
         is_name: Whether it stood after a dot.
     """
 
@@ -46,17 +51,26 @@ def split_assignment(text: str) -> tuple[str, str]:
     Raises:
         PathError: If there is none.
     """
-    depth, quote = 0, ""
+    for i, char, depth in unquoted(text):
+        if char == "=" and depth == 0:
+            return text[:i].strip(), text[i + 1 :].strip()
+    raise PathError(error_message(what=f"'{text}' has no value", expected="path=value"))
+
+
+def unquoted(text: str) -> Iterator[tuple[int, str, int]]:
+    """Yields what is not between quotes in brackets: index, character, and depth of brackets behind it."""
+    depth, quote, is_escaped = 0, "", False
     for i, char in enumerate(text):
         if quote:
-            quote = "" if char == quote else quote
-        elif depth and char in "'\"":
+            if char == quote and not is_escaped:
+                quote = ""
+            is_escaped = char == "\\" and not is_escaped
+            continue
+        if depth and char in "'\"":
             quote = char
         elif char in "[]":
             depth += 1 if char == "[" else -1
-        elif char == "=" and depth == 0:
-            return text[:i].strip(), text[i + 1 :].strip()
-    raise PathError(error_message(what=f"'{text}' has no value", expected="path=value"))
+        yield i, char, depth
 
 
 def parse_path(text: str) -> list[Step]:
@@ -70,10 +84,7 @@ def parse_path(text: str) -> list[Step]:
     while rest:
         if rest[0] == "[":
             end = _closing_bracket(rest)
-            try:
-                steps.append(Step(ast.literal_eval(rest[1:end].strip()), is_name=False))
-            except (SyntaxError, ValueError) as e:
-                raise _not_a_path(text) from e
+            steps.append(Step(_key(rest[1:end].strip(), path=text), is_name=False))
             rest = rest[end + 1 :]
         else:
             if steps:
@@ -88,6 +99,16 @@ def parse_path(text: str) -> list[Step]:
     return steps
 
 
+def _key(text: str, *, path: str) -> Any:
+    """Returns what stands between brackets."""
+    if text.startswith("<") and text.endswith(">"):
+        return PrintedKey(text)
+    try:
+        return ast.literal_eval(text)
+    except (SyntaxError, ValueError) as e:
+        raise _not_a_path(path) from e
+
+
 def _not_a_path(text: str) -> PathError:
     return PathError(
         error_message(
@@ -98,16 +119,9 @@ def _not_a_path(text: str) -> PathError:
 
 def _closing_bracket(text: str) -> int:
     """Returns the index of the bracket that closes the one at the beginning."""
-    depth, quote = 0, ""
-    for i, char in enumerate(text):
-        if quote:
-            quote = "" if char == quote else quote
-        elif char in "'\"":
-            quote = char
-        elif char in "[]":
-            depth += 1 if char == "[" else -1
-            if depth == 0:
-                return i
+    for i, _, depth in unquoted(text):
+        if depth == 0:
+            return i
     raise _not_a_path(text)
 
 
@@ -134,6 +148,8 @@ def _find_child(place: Place, step: Step) -> Optional[Place]:
         key = int(key)
     if is_sequence and isinstance(key, int) and -len(below) <= key < 0:
         key += len(below)
+    if isinstance(key, PrintedKey):
+        return next((child for child in below if repr(child.key) == key), None)
     exact = [child for child in below if child.key == key and type(child.key) is type(key)]
     if exact or not step.is_name:
         return exact[0] if exact else None

@@ -50,7 +50,7 @@ DTYPE_NAMES = frozenset(
 _BUILTIN_NAMES = frozenset(
     ["bool", "bytes", "complex", "dict", "float", "int", "list", "object", "set", "str", "tuple"]
 )
-_DTYPE_MODULES = ("jax.numpy", "ml_dtypes", "numpy")
+DTYPE_MODULES = ("jax.numpy", "ml_dtypes", "numpy")
 _POLICIES = "jax.checkpoint_policies"
 _ACTIVATIONS = "jax.nn"
 
@@ -70,7 +70,7 @@ def _is_foreign(module: str, name: str) -> bool:
     """Whether the short list of numpy's, jax's and Python's own things has this name."""
     if module == "builtins":
         return name in _BUILTIN_NAMES
-    if module in _DTYPE_MODULES:
+    if module in DTYPE_MODULES:
         return name in DTYPE_NAMES
     return module in (_POLICIES, _ACTIVATIONS) and name.isidentifier() and not name.startswith("_")
 

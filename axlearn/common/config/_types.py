@@ -100,6 +100,20 @@ def element_annotation(annotation: Any, key: Any) -> Any:
     return Any
 
 
+def enum_keys(annotation: Any) -> list[enum.Enum]:
+    """Returns the members of enums that an annotation of a mapping has for keys."""
+    keys = [
+        typing.get_args(member)[0]
+        for member in union_members(annotation)
+        if typing.get_origin(member) in _MAPPINGS and typing.get_args(member)
+    ]
+    members: list[enum.Enum] = []
+    for kind in (kind for key in keys for kind in union_members(key)):
+        if isinstance(kind, type) and issubclass(kind, enum.Enum):
+            members.extend(kind)
+    return members
+
+
 def describe(annotation: Any) -> str:
     """Returns an annotation in words, for "Expected ..."."""
     members = [m for m in union_members(annotation) if m is not RequiredFieldValue]

@@ -1,12 +1,20 @@
 """What all learners do: differentiate a forward pass, and keep an average of the parameters."""
 
 import enum
+from collections.abc import Callable
 from typing import Any, Optional
 
 import jax
 
 from axlearn.common.base_layer import ParameterSpec
-from axlearn.common.config import InstantiableConfig, config_class, config_for_function, maybe_instantiate
+from axlearn.common.config import (
+    ConfigOr,
+    InstantiableConfig,
+    config_class,
+    config_for_function,
+    maybe_instantiate,
+)
+from axlearn.common.gradient_accumulation import MinibatchSteps
 from axlearn.common.module import Module, nowrap
 from axlearn.common.optimizer_base import (
     NestedOptParam,
@@ -58,11 +66,17 @@ class BaseLearner(LearnerModule):
 
         # The moving average of the parameters; it is on where its `decay` is set. None: off.
         ema: Optional[InstantiableConfig] = config_for_function(param_ema)
+        # From the forward pass to the one that is differentiated, for example in several small batches
+        # (`gradient_accumulation.with_minibatch_steps`). None: the same.
+        forward_fn_transformation: Optional[ConfigOr[Callable[[ForwardFn], ForwardFn]]] = None
 
     def __init__(self, cfg: Config, *, parent: Optional[Module]):
         super().__init__(cfg, parent=parent)
         is_on = cfg.ema is not None and getattr(cfg.ema, "decay", None) is not None
         self._ema: Optional[PartitionedGradientTransformation] = maybe_instantiate(cfg.ema) if is_on else None
+        self._forward_fn_transformation: Optional[Callable[[ForwardFn], ForwardFn]] = maybe_instantiate(
+            cfg.forward_fn_transformation
+        )
 
     # For subclasses.
 
@@ -78,10 +92,6 @@ class BaseLearner(LearnerModule):
         """
         raise NotImplementedError(type(self))
 
-    def _transform_fn(self, fn: ForwardFn) -> ForwardFn:
-        """Changes the forward pass before it is differentiated."""
-        return fn
-
     def update(self, updates: Updates) -> NestedTensor:
         """Applies updates. New states go to the state updates of the context.
 
@@ -94,6 +104,20 @@ class BaseLearner(LearnerModule):
         raise NotImplementedError(type(self))
 
     # What is the same for all.
+
+    @nowrap
+    def check_input_batch(self, input_batch: Nested[Any]) -> None:
+        """Refuses a batch that the transformation of the forward pass cannot work with, from its shapes.
+
+        Args:
+            input_batch: The shapes of a global batch.
+
+        Raises:
+            ValueError: If it cannot.
+        """
+        if isinstance(self._forward_fn_transformation, MinibatchSteps):
+            where = f"{self.path()}.forward_fn_transformation.steps"
+            self._forward_fn_transformation.check_input_batch(input_batch, where=where)
 
     def _ema_specs(self, model_param_specs: Nested[ParameterSpec]) -> dict[str, Any]:
         return {} if self._ema is None else {"ema": self._ema.partition(model_param_specs)}
@@ -125,7 +149,8 @@ class BaseLearner(LearnerModule):
         Raises:
             ValueError: If the forward pass has a new value for something that is no parameter.
         """
-        fn = self._transform_fn(fn)
+        if self._forward_fn_transformation is not None:
+            fn = self._forward_fn_transformation(fn)
         values = opt_param_values(opt_params)
         should_optimize = self.should_update_with_optimizers(opt_params)
 

@@ -31,6 +31,7 @@ class CompositeLearner(BaseLearner):
         """Configures CompositeLearner."""
 
         # The learners by name. None of them may be called "ema", or have averages on: this learner has them.
+        # None may transform the forward pass, which is one for all.
         learners: Required[dict[str, Learner.Config]] = REQUIRED
         # Which learner has which parameter, by regular expressions for whole paths; the first that matches
         # counts. Every parameter must be somebody's, and every learner must have some.
@@ -62,6 +63,15 @@ class CompositeLearner(BaseLearner):
                         what=f"{ema_decay!r} turns averages on in a part",
                         expected="None",
                         advice=f"Set {self.path()}.ema.decay instead, for all parameters",
+                    )
+                )
+            if learner_cfg.forward_fn_transformation is not None:
+                raise ValueError(
+                    error_message(
+                        where=f"{self.path()}.learners[{name!r}].forward_fn_transformation",
+                        what="a part cannot transform the forward pass, which is one for all parts",
+                        expected="None",
+                        advice=f"Set {self.path()}.forward_fn_transformation instead",
                     )
                 )
         for i, (_, name) in enumerate(cfg.rules):

@@ -1,6 +1,6 @@
 """The learner of one optimizer."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, Optional, Union
 
 import jax
@@ -13,7 +13,6 @@ from axlearn.common.config import (
     Required,
     config_class,
     error_message,
-    maybe_instantiate,
     nearest_names,
 )
 from axlearn.common.learner._base import BaseLearner, UpdateType
@@ -21,7 +20,6 @@ from axlearn.common.learner._summaries import add_per_variable_summaries
 from axlearn.common.module import Module, nowrap
 from axlearn.common.optimizer_base import NestedOptParam, PartitionedGradientTransformation, is_opt_param
 from axlearn.common.update_transformation import (
-    ForwardFn,
     Updates,
     as_update_transformation,
     mask_tree,
@@ -59,9 +57,6 @@ class Learner(BaseLearner):
         # of prefixes of paths: only of parameters below these, and `grad_norm/<prefix>` of all of them
         # together.
         enable_per_variable_summaries: Union[bool, Sequence[str]] = False
-        # From the forward pass to the one that is differentiated, for example in several small batches. None:
-        # the same.
-        forward_fn_transformation: Optional[ConfigOr[Callable[[ForwardFn], ForwardFn]]] = None
         # Whether a loss that is not finite is no reason to stop, because the optimizer leaves such steps out.
         # None: no.
         ignore_undefined_loss: Optional[bool] = None
@@ -69,7 +64,6 @@ class Learner(BaseLearner):
     def __init__(self, cfg: Config, *, parent: Optional[Module]):
         super().__init__(cfg, parent=parent)
         self._add_child("optimizer", as_update_transformation(cfg.optimizer))
-        self._forward_fn_transformation = maybe_instantiate(cfg.forward_fn_transformation)
 
     @nowrap
     def handles_undefined_loss(self) -> bool:
@@ -128,10 +122,6 @@ class Learner(BaseLearner):
         self._check_update_rules(model_params)
         optimized = mask_tree(model_params, keep=self.should_update_with_optimizers(model_params))
         return {"optimizer": self.optimizer.init(optimized), **self._init_ema(model_params)}
-
-    def _transform_fn(self, fn: ForwardFn) -> ForwardFn:
-        transformation = self._forward_fn_transformation
-        return fn if transformation is None else transformation(fn)
 
     def update(self, updates: Updates) -> NestedTensor:
         """See BaseLearner."""

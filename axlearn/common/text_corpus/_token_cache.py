@@ -18,13 +18,14 @@ from axlearn.common.text_corpus._corpus import Document, TextCorpus
 from axlearn.common.vocabulary import Vocabulary
 
 # Raise when the meaning of the files changes; caches of other versions are left alone and not read.
-_FORMAT_VERSION = 1
+_FORMAT_VERSION = 2
 _MANIFEST = "MANIFEST.json"
 _TOKENS = "tokens.bin"
 _OFFSETS = "offsets.npy"
 _NUM_BYTES = "num_bytes.npy"
+_PREFIX_NUM_BYTES = "prefix_num_bytes.npy"
 _NAMES = "names.json"
-_FILES = (_TOKENS, _OFFSETS, _NUM_BYTES, _NAMES)
+_FILES = (_TOKENS, _OFFSETS, _NUM_BYTES, _PREFIX_NUM_BYTES, _NAMES)
 
 # Texts are handed to the tokenizer's threads in portions of about this many characters, which bounds memory.
 _PORTION_CHARS = 4_000_000
@@ -43,6 +44,9 @@ class TokenCache(NamedTuple):
     offsets: np.ndarray
     # Size of each document's text in UTF-8, [num_documents] int64.
     num_bytes: np.ndarray
+    # Bytes that each document's pieces stand for beyond its text: of a space that the tokenizer puts before it,
+    # [num_documents] int32, mostly zeros.
+    prefix_num_bytes: np.ndarray
 
 
 class _CorruptCacheError(ValueError):
@@ -119,10 +123,13 @@ def _write_arrays(folder: pathlib.Path, *, corpus: TextCorpus, vocab: Vocabulary
     """Tokenises the corpus into the cache's files and returns the manifest's facts about them."""
     dtype = np.dtype(np.uint16 if vocab.vocab_size <= 2**16 else np.uint32)
     piece_num_bytes = vocab.piece_num_bytes()
-    lengths, inexact = [], 0
+    lengths, prefixes, inexact = [], [], 0
     with open(folder / _TOKENS, "wb") as tokens_file:
         for document, ids in _tokenised(corpus, vocab):
-            inexact += int(piece_num_bytes[ids].sum()) != document.num_bytes
+            surplus = int(piece_num_bytes[ids].sum()) - document.num_bytes
+            # Some tokenizers put the space only before texts that do not begin with one.
+            prefixes.append(surplus if surplus == vocab.prefix_num_bytes else 0)
+            inexact += surplus != prefixes[-1]
             tokens_file.write(np.asarray([*ids, vocab.eos_id], dtype=dtype).tobytes())
             lengths.append(len(ids) + 1)
     if inexact:
@@ -136,6 +143,7 @@ def _write_arrays(folder: pathlib.Path, *, corpus: TextCorpus, vocab: Vocabulary
     offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
     np.save(folder / _OFFSETS, offsets)
     np.save(folder / _NUM_BYTES, np.asarray([d.num_bytes for d in corpus.documents], dtype=np.int64))
+    np.save(folder / _PREFIX_NUM_BYTES, np.asarray(prefixes, dtype=np.int32))
     (folder / _NAMES).write_text(json.dumps([d.name for d in corpus.documents]), encoding="utf-8")
     return {
         "format": _FORMAT_VERSION,
@@ -198,6 +206,7 @@ def _read(folder: pathlib.Path, *, fingerprint: str) -> TokenCache:
         tokens=np.memmap(folder / _TOKENS, dtype=dtype, mode="r"),
         offsets=np.load(folder / _OFFSETS),
         num_bytes=np.load(folder / _NUM_BYTES),
+        prefix_num_bytes=np.load(folder / _PREFIX_NUM_BYTES),
     )
 
 

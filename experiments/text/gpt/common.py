@@ -75,7 +75,7 @@ def weight_init(*, fan: str, scale: float = 1.0) -> DefaultInitializer.Config:
 
 
 def attention_config(
-    *, num_heads: int, num_kv_heads: int, rope_theta: float, kv_cache_dtype: type = jnp.bfloat16
+    *, num_heads: int, num_kv_heads: int, rope_theta: float, kv_cache_dtype: Optional[type] = jnp.bfloat16
 ) -> GroupedQueryAttention.Config:
     """Returns causal grouped-query attention with a fused projection and rotary positions."""
     attention = GroupedQueryAttention.default_config().set(

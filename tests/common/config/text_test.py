@@ -24,6 +24,7 @@ from axlearn.common.config import (
     config_from_text,
 )
 from axlearn.experiments.text.gpt import fuji_tiny
+from tests.common.attention.layer_configs import LAYERS
 
 PREFIXES = ("axlearn.", __name__)
 _GOLDEN = pathlib.Path(__file__).resolve().parents[2] / "golden"
@@ -38,6 +39,12 @@ class Mode(enum.Enum):
 class Spec:
     prevent_cse: bool = True
     policy: Any = None
+
+
+@dataclasses.dataclass
+class Fixed:
+    a: int
+    b: int = 2
 
 
 def scale(factor: float = 1.0, rules: Sequence[tuple[str, float]] = ()): ...
@@ -66,7 +73,9 @@ class Tree(Configurable):
         pair: Union[str, tuple[str, str]] = "x"
         numbers: list[float] = [1.0]
         remat: Optional[Spec] = None
+        fixed: Optional[Fixed] = None
         table: dict[Any, Any] = {}
+        modes: Union[str, dict[Mode, InstantiableConfig]] = {}
         fn: Any = None
         weird: Any = None
 
@@ -82,6 +91,9 @@ def _tree() -> Tree.Config:
     cfg.optional = config_for_class(Plain).set(size=4)
     cfg.set(mode=Mode.COLUMN, pair=("u", "v"), numbers=[float("inf"), -1e-30], remat=Spec(False, scale))
     cfg.table = {(None, 1): PartitionSpec("a"), "k.ey": (1, (2.5, None)), "dtype": np.dtype("float32")}
+    cfg.table |= dict.fromkeys(("it's", 'a "b"', 'it\'s "c": [', "\\", "\u2028\n", ""), 1)
+    cfg.table |= {"types": (np.float32, jnp.int4)}
+    cfg.modes = {Mode.COLUMN: Leaf.default_config().set(size=7)}
     cfg.weird = config_for_function(scale).set(factor=2.0, rules=(("a: b", 1.0),))
     return cfg
 
@@ -115,6 +127,12 @@ def test_a_recipe_is_read_back_from_its_dump():
     assert read.debug_string() == cfg.debug_string()
     # What the two forms of the file say is the same, lists that the text shows as tuples aside.
     assert type(read) is type(cfg)
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_every_kind_of_layer_prints_as_it_was_read(name):
+    text = LAYERS[name]().debug_string()
+    assert config_from_text(text).debug_string() == text
 
 
 @pytest.mark.parametrize("name", ["fuji-test-v1", "fuji-test-v3-tiktoken"])
@@ -171,11 +189,55 @@ def test_all_that_cannot_be_read_is_said_at_once():
     for part in (
         "child: there is no field 'sise'.\n    Did you mean 'size'",
         "child.size",
-        "fn: <built-in function len> has no value that can be read back",
+        "fn: '<built-in function len>' is no value that can be read back",
         "optional.klass: 'os.path:Leaf' is outside of what may be imported",
         "weird.fn: there is no 'scal'",
     ):
         assert part in message, message
+
+
+_TREE = f"klass: '{__name__}.Tree'\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("table: {}\ntable: {}", "line 3: 'table' contradicts a line before it"),
+        ("weird: 1\nweird.x: 2", "line 3: 'weird.x' contradicts"),
+        ("weird[0]: 1\nweird: 2", "line 3: 'weird' contradicts"),
+        ("klass.x: 1", "line 2: 'klass.x' contradicts"),
+        ("['weird']: 1", "there is no field"),
+        ("weird['a']: 1\nweird.b: 2", "weird: this has fields, but neither a klass nor a fn"),
+        ("mode: None", r"mode: None .*has the wrong type.\n  Expected .*Mode"),
+        ("numbers[0]: 1\nnumbers[2]: 2", "(?s)numbers: .*wrong type.*list"),
+        ("numbers[-1]: 1", "(?s)numbers: .*wrong type"),
+        ("numbers[[1]]: 1", r"line 2: 'numbers\[\[1\]\]' is not a path"),
+        ("weird: {[]: 1}", "weird: .*no value that can be read back"),
+        ("weird: {1, 2}", "weird: .*nothing that a config can hold"),
+        (f"weird: {'9' * 6000}", "^weird: '9{80}'... is no value"),
+        (f"weird: {'(' * 6000}", "no value|too deeply"),
+        (f"weird: {'-' * 100_000}1", "too deeply"),
+        (f"weird{'[0]' * 5000}: 1", "too deeply"),
+        ("modes[<Mode.DIAGONAL: 'x'>].size: 1", "modes: .*no key that can be read back"),
+        ("remat['rate']: 1", "remat: .*wrong type"),
+        ("fixed['b']: 1", "fixed: .*missing 1 required positional argument"),
+        ("weird.klass: 5", "weird.klass: '5' is not the name of a class or function"),
+        (f"weird.klass: '{__name__}.scale'", "weird.klass: .*not a class"),
+        (f"weird.fn: '{__name__}.Tree'", "weird.fn: .*not a function"),
+        (f"weird.fn: '{__name__}.PREFIXES'", "weird.fn: .*outside of what may be imported"),
+        ("weird.fn: 'os.system'", "weird.fn: 'os:system' is outside"),
+        ("weird.fn: 'axlearn.common.run_dir.os.system'", "weird.fn: .*does not exist"),
+    ],
+)
+def test_what_contradicts_itself_or_the_classes_is_refused(text, expected):
+    with pytest.raises(ConfigTextError, match=expected) as caught:
+        config_from_text(_TREE + text, import_prefixes=PREFIXES)
+    assert len(str(caught.value)) < 400
+
+
+def test_lines_may_end_as_windows_ends_them():
+    text = "\r\n".join(_tree().debug_string().splitlines())
+    assert config_from_text(text, import_prefixes=PREFIXES) == _tree()
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,9 @@ import pytest
 from axlearn.common import optimizers
 from axlearn.common.base_layer import ParameterSpec
 from axlearn.common.config import config_for_function
+from axlearn.common.gradient_accumulation import with_minibatch_steps
 from axlearn.common.learner import CompositeLearner, Learner, UpdateType
+from axlearn.common.metrics import MetricAccumulator
 from axlearn.common.module import functional, new_output_collection
 from axlearn.common.optimizer_base import make_opt_params
 from axlearn.common.update_transformation import ForwardOutputs
@@ -36,6 +38,11 @@ def _config(**kwargs) -> CompositeLearner.Config:
     return CompositeLearner.default_config().set(
         name="learner", learners=learners, rules=[("encoder/.*", "slow"), (".*", "fast")], **kwargs
     )
+
+
+_HALVES = config_for_function(with_minibatch_steps).set(
+    steps=2, metric_accumulator=MetricAccumulator.default_config()
+)
 
 
 def _forward(*, model_params, inputs):
@@ -82,6 +89,28 @@ def test_each_learner_updates_its_own_parameters():
     assert not learner.handles_undefined_loss()
 
 
+def test_the_forward_pass_of_all_learners_may_work_in_micro_batches():
+    learner = _config(forward_fn_transformation=_HALVES).instantiate(parent=None)
+    opt_params = make_opt_params(PARAMS)
+    inputs = {"input_batch": {"x": np.zeros(4)}}
+    outputs, _ = functional(
+        learner,
+        None,
+        learner.init(opt_params),
+        {"fn": _forward, "inputs": inputs, "opt_params": opt_params},
+        method="forward_and_backward",
+        is_training=True,
+    )
+    new_params = outputs.backward_outputs.updated_params
+    assert {path: float(x[0]) for path, x in flatten_items(new_params)} == pytest.approx(
+        {"decoder/mean": 6.0, "decoder/weight": 1.5, "encoder/weight": 3.6}
+    )
+    with pytest.raises(
+        ValueError, match=r"learner.forward_fn_transformation.steps: 2 micro-batches do not divide"
+    ):
+        learner.check_input_batch({"x": np.zeros(3)})
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -106,6 +135,11 @@ def test_each_learner_updates_its_own_parameters():
             "  Expected None. Set learner.ema.decay instead, for all parameters.",
         ),
         (
+            {"learners": {"a": _sgd(0.1).set(forward_fn_transformation=_HALVES)}, "rules": [(".*", "a")]},
+            "learner.learners['a'].forward_fn_transformation: a part cannot transform the forward pass, which is "
+            "one for all parts.\n  Expected None. Set learner.forward_fn_transformation instead.",
+        ),
+        (
             {"rules": [("encoder/.*", "slow"), ("decoder/mean", "fast")]},
             "learner.rules: no rule matches 1 parameters, the first of which is 'decoder/weight'.\n"
             "  Expected a learner for every parameter. Append ('.*', NAME) to give the rest to one learner.",
@@ -116,7 +150,14 @@ def test_each_learner_updates_its_own_parameters():
             "  Expected some parameters for every learner.",
         ),
     ],
-    ids=["unknown learner", "ema as a name", "averages in a part", "orphan", "idle learner"],
+    ids=[
+        "unknown learner",
+        "ema as a name",
+        "averages in a part",
+        "a transformation in a part",
+        "orphan",
+        "idle learner",
+    ],
 )
 def test_rules_that_do_not_fit_are_errors(changes, message):
     with pytest.raises(ValueError) as e:

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from axlearn.common.config import config_for_function
+from axlearn.common.input_grain_lm import PackedTextSource
 from axlearn.common.text_corpus import open_token_cache, text_files, trained_sentencepiece
-from axlearn.common.vocabulary import SentencePieceVocabulary, train_sentencepiece
+from axlearn.common.vocabulary import SentencePieceVocabulary, load_vocabulary, train_sentencepiece
 
 TEXTS = [f"def f{i}(x):\n    return x + {i}\n\n# \u00e9\u2581 {'x' * i}\n" for i in range(12)]
 
@@ -62,7 +63,8 @@ def _flip(path):
 
 
 @pytest.mark.parametrize(
-    "name", ["tokens.bin", "offsets.npy", "num_bytes.npy", "names.json", "MANIFEST.json"]
+    "name",
+    ["tokens.bin", "offsets.npy", "num_bytes.npy", "prefix_num_bytes.npy", "names.json", "MANIFEST.json"],
 )
 @pytest.mark.parametrize(
     "damage",
@@ -127,6 +129,37 @@ def test_a_tokenizer_that_changes_the_text_is_reported(corpus_dir, tmp_path, cap
     with caplog.at_level(logging.WARNING):
         open_cache(corpus_dir, SentencePieceVocabulary(model.getvalue()), tmp_path)
     assert "changes the text of 12 of 12 documents" in caplog.text
+
+
+def test_a_space_before_every_text_is_no_change_and_no_byte_of_it(corpus_dir, tmp_path, caplog):
+    import io
+
+    import sentencepiece
+
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter("\n".join(TEXTS).split("\n")), model_writer=model, vocab_size=300, pad_id=0,
+        eos_id=1, bos_id=-1, unk_id=2, minloglevel=2, model_type="bpe", byte_fallback=True,
+        add_dummy_prefix=True, remove_extra_whitespaces=False, normalization_rule_name="identity",
+    )  # fmt: skip
+    for path in corpus_dir.iterdir():
+        # A literal mark for spaces is a space to such a model.
+        path.write_text(path.read_text(encoding="utf-8").replace("\u2581", ""), encoding="utf-8")
+    vocab = SentencePieceVocabulary(model.getvalue())
+    with caplog.at_level(logging.WARNING):
+        cache = open_cache(corpus_dir, vocab, tmp_path)
+    assert "changes the text" not in caplog.text
+    assert vocab.prefix_num_bytes == 1
+    assert cache.prefix_num_bytes.tolist() == [1] * 12
+    vocab.save(tmp_path / "tokenizer")
+    source = PackedTextSource.default_config().set(
+        corpus=config_for_function(text_files).set(path=str(corpus_dir), heldout_percent=0),
+        vocab_cfg=config_for_function(load_vocabulary).set(directory=str(tmp_path / "tokenizer")),
+        max_sequence_length=16,
+    )
+    source = source.instantiate()
+    num_bytes = [source.example(epoch=0, index=i)["target_num_bytes"] for i in range(source.num_examples())]
+    assert sum(num_bytes) == sum(path.stat().st_size for path in corpus_dir.iterdir())
 
 
 def test_a_tokenizer_is_trained_on_the_training_split_and_cached(corpus_dir, tmp_path, monkeypatch, caplog):

@@ -9,9 +9,11 @@ from jax.sharding import PartitionSpec as P
 
 from axlearn.common.utils import (
     DataPartitionType,
+    DroppedAxes,
     TensorSpec,
     build_mesh,
     data_partition_type_to_spec,
+    fit_to_mesh,
     global_to_host_array,
     host_to_global_array,
     input_partition_spec,
@@ -95,3 +97,41 @@ def test_a_tensor_spec_knows_its_sharding_on_the_mesh(mesh):
         assert TensorSpec((8,)).sharding == NamedSharding(mesh, P())
     with pytest.raises(RuntimeError, match="no mesh here"):
         _ = spec.sharding
+
+
+@pytest.mark.parametrize(
+    ("spec", "shape", "expected", "dropped"),
+    [
+        (P("data", "model"), (8, 4), P("data", "model"), []),
+        # Not a multiple of 4: whole there.
+        (P("data", "model"), (6, 4), P(None, "model"), [(0, 6, ("data",), 4)]),
+        # As many of the first axes as divide.
+        (P(("data", "model")), (4,), P("data"), [(0, 4, ("model",), 8)]),
+        (P(("model", "data")), (6,), P("model"), [(0, 6, ("data",), 8)]),
+        (P(None, ("data", "model")), (3, 3), P(None, None), [(1, 3, ("data", "model"), 8)]),
+        # What the compiler is free to choose, and what the shape does not have, stays as it is.
+        (P(P.UNCONSTRAINED, "model"), (3, 4), P(P.UNCONSTRAINED, "model"), []),
+        (P(), (3,), P(), []),
+    ],
+)
+def test_axes_that_a_dimension_does_not_divide_over_are_dropped(mesh, spec, shape, expected, dropped):
+    assert fit_to_mesh(spec, shape=shape, mesh=mesh) == (expected, tuple(DroppedAxes(*x) for x in dropped))
+    if P.UNCONSTRAINED in spec:
+        return
+    with use_mesh(mesh):
+        tensor_spec = TensorSpec(shape, np.float32, mesh_axes=spec)
+        assert tensor_spec.dropped_axes == tuple(DroppedAxes(*x) for x in dropped)
+        # Nothing is refused, neither outside of jit nor inside.
+        x = jax.device_put(np.ones(shape, np.float32), tensor_spec.sharding)
+        constrained = jax.jit(lambda x: maybe_shard(x, spec))(x)
+        assert constrained.sharding.is_equivalent_to(tensor_spec.sharding, x.ndim)
+
+
+def test_an_axis_that_the_mesh_does_not_have_is_still_an_error(mesh):
+    with use_mesh(mesh), pytest.raises(ValueError, match="expert"):
+        _ = TensorSpec((8,), np.float32, mesh_axes=P(("data", "expert"))).sharding
+
+
+def test_dropped_axes_read_as_a_sentence(mesh):
+    _, (dropped,) = fit_to_mesh(P(("data", "model")), shape=(4,), mesh=mesh)
+    assert str(dropped) == "dimension 0 is not split over 'model': its size 4 is no multiple of 8"

@@ -1,68 +1,25 @@
-"""Text to token ids and back: what a vocabulary offers, and the one backed by SentencePiece.
+"""The vocabulary backed by a SentencePiece model, and the training of one."""
 
-The models trained here lose nothing: newlines, tabs, runs of spaces and every byte of every script come back
-as they went in, so the bytes that a token stands for are exact and losses can be stated in nats per byte.
-"""
-
+import functools
 import hashlib
 import io
 import json
 import os
 import pathlib
 from collections.abc import Iterable, Sequence
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Optional
 
 import numpy as np
 
 from axlearn.common import file_system
 from axlearn.common.config import error_message
+from axlearn.common.vocabulary._base import DESCRIPTION_FILE, count_prefix_bytes
 
 # SentencePiece writes a space inside a piece as this character (U+2581).
 _SPACE_MARK = "\u2581"
 _SPACE_MARK_BYTES = tuple(_SPACE_MARK.encode("utf-8"))
 
 MODEL_FILE = "spm.model"
-DESCRIPTION_FILE = "vocabulary.json"
-
-
-@runtime_checkable
-class Vocabulary(Protocol):
-    """What text inputs and text generation ask of a tokenizer."""
-
-    @property
-    def vocab_size(self) -> int:
-        """The number of ids; every id is in [0, vocab_size)."""
-
-    @property
-    def pad_id(self) -> int:
-        """The id that fills a row behind its last token."""
-
-    @property
-    def eos_id(self) -> int:
-        """The id that ends a document."""
-
-    @property
-    def bos_id(self) -> int:
-        """The id that a document's first token is predicted from."""
-
-    @property
-    def fingerprint(self) -> str:
-        """A digest that is equal exactly for vocabularies that tokenise alike."""
-
-    def encode(self, text: str) -> list[int]:
-        """Returns the ids of a text, without bos and eos."""
-
-    def encode_batch(self, texts: Sequence[str], *, num_threads: int = 1) -> list[list[int]]:
-        """Returns the ids of several texts, each as `encode` gives them."""
-
-    def decode(self, ids: Sequence[int]) -> str:
-        """Returns the text of some ids; pad, bos, eos and ids that no piece has stand for no text."""
-
-    def piece_num_bytes(self) -> np.ndarray:
-        """Returns how many bytes of UTF-8 text each id stands for, [vocab_size] int32."""
-
-    def save(self, directory: str | os.PathLike[str]) -> None:
-        """Writes what `load_vocabulary` needs into a directory."""
 
 
 def _sentencepiece() -> Any:
@@ -76,15 +33,17 @@ class SentencePieceVocabulary:
     """A vocabulary over one SentencePiece model.
 
     A literal U+2581 in the text would be read back as a space, since SentencePiece uses that character for
-    spaces. Where the model has byte pieces, it is therefore encoded by its three bytes.
+    spaces. Where the model has byte pieces, and puts no space before a text, it is therefore encoded by its three
+    bytes.
     """
 
-    def __init__(self, model: bytes, *, num_extra_ids: int = 0):
+    def __init__(self, model: bytes, *, num_extra_ids: int = 0, pad_id: Optional[int] = None):
         """Loads a model.
 
         Args:
             model: The content of a SentencePiece model file.
             num_extra_ids: How many ids without text to add behind those of the model.
+            pad_id: The padding id of a model that has none of its own; None: it has one.
 
         Raises:
             ValueError: If `model` is not a SentencePiece model, or has no padding or end-of-sentence piece.
@@ -100,6 +59,8 @@ class SentencePieceVocabulary:
             ) from e
         self._model = model
         self._num_extra_ids = num_extra_ids
+        own_pad_id = int(self._processor.pad_id())
+        self._pad_id = own_pad_id if pad_id is None or own_pad_id >= 0 else pad_id
         self._fingerprint = hashlib.sha256(model + b"+%d" % num_extra_ids).hexdigest()
         for name, value in (("pad", self.pad_id), ("eos", self.eos_id)):
             if value < 0:
@@ -111,13 +72,18 @@ class SentencePieceVocabulary:
                 )
         byte_ids = [self._processor.piece_to_id(f"<0x{byte:02X}>") for byte in _SPACE_MARK_BYTES]
         self._space_mark_ids = byte_ids if all(map(self._processor.is_byte, byte_ids)) else None
+        if self.prefix_num_bytes:
+            # A text cannot be encoded in parts, each of which would get a space.
+            self._space_mark_ids = None
 
     @classmethod
-    def from_file(cls, path: str | os.PathLike[str], *, num_extra_ids: int = 0) -> "SentencePieceVocabulary":
+    def from_file(
+        cls, path: str | os.PathLike[str], *, num_extra_ids: int = 0, pad_id: Optional[int] = None
+    ) -> "SentencePieceVocabulary":
         """Loads a model file; see `__init__`."""
         path = pathlib.Path(path)
         try:
-            return cls(path.read_bytes(), num_extra_ids=num_extra_ids)
+            return cls(path.read_bytes(), num_extra_ids=num_extra_ids, pad_id=pad_id)
         except ValueError as e:
             e.add_note(f"While loading {path}.")
             raise
@@ -128,7 +94,7 @@ class SentencePieceVocabulary:
 
     @property
     def pad_id(self) -> int:
-        return int(self._processor.pad_id())
+        return self._pad_id
 
     @property
     def eos_id(self) -> int:
@@ -139,6 +105,20 @@ class SentencePieceVocabulary:
         """The id that a first token is predicted from: the model's own bos, else the end-of-document id."""
         bos_id = int(self._processor.bos_id())
         return bos_id if bos_id >= 0 else self.eos_id
+
+    @functools.cached_property
+    def prefix_num_bytes(self) -> int:
+        return count_prefix_bytes(self)
+
+    @property
+    def model_proto(self) -> bytes:
+        """The content of the SentencePiece model file."""
+        return self._model
+
+    @property
+    def num_extra_ids(self) -> int:
+        """The number of ids without text behind those of the model."""
+        return self._num_extra_ids
 
     @property
     def fingerprint(self) -> str:
@@ -152,6 +132,9 @@ class SentencePieceVocabulary:
         for part in parts[1:]:
             ids += self._space_mark_ids + part
         return ids
+
+    def encode_prompt(self, text: str) -> list[int]:
+        return [self.bos_id, *self.encode(text)]
 
     def encode_batch(self, texts: Sequence[str], *, num_threads: int = 1) -> list[list[int]]:
         encoded: list[list[int]] = self._processor.encode(list(texts), num_threads=num_threads)
@@ -204,61 +187,6 @@ class SentencePieceVocabulary:
         }
         file_system.write_bytes_durably(directory / MODEL_FILE, self._model)
         file_system.write_text_durably(directory / DESCRIPTION_FILE, json.dumps(description, indent=1) + "\n")
-
-
-def load_vocabulary(directory: str | os.PathLike[str]) -> Vocabulary:
-    """Loads the vocabulary that `Vocabulary.save` wrote.
-
-    Args:
-        directory: Where it was written, such as `RUN/tokenizer`.
-
-    Returns:
-        A vocabulary equal to the saved one.
-
-    Raises:
-        ValueError: If a file is missing, cannot be read as what it should be, or differs from what was saved.
-    """
-    directory = pathlib.Path(directory)
-    try:
-        description = json.loads((directory / DESCRIPTION_FILE).read_text(encoding="utf-8"))
-        kind = description["class"]
-    except (OSError, KeyError, TypeError, ValueError) as e:
-        raise _no_vocabulary(directory, e) from e
-    if kind != "sentencepiece":
-        raise ValueError(
-            error_message(
-                where=f"{directory / DESCRIPTION_FILE}: class",
-                what=f"unknown kind of vocabulary {kind!r}",
-                expected="'sentencepiece'",
-            )
-        )
-    try:
-        # Only the name counts: a path in a description must not lead out of its folder.
-        model = (directory / pathlib.PurePath(description["model_file"]).name).read_bytes()
-        expected, found = description["sha256"], hashlib.sha256(model).hexdigest()
-        num_extra_ids = int(description["num_extra_ids"])
-    except (OSError, KeyError, TypeError, ValueError) as e:
-        raise _no_vocabulary(directory, e) from e
-    if found != expected:
-        raise ValueError(
-            error_message(
-                where=str(directory / MODEL_FILE),
-                what=f"the tokenizer's model has changed (SHA-256 {found[:12]}...)",
-                expected=f"SHA-256 {expected[:12]}... as {DESCRIPTION_FILE} records",
-                advice="Restore the file from the run it came from.",
-            )
-        )
-    return SentencePieceVocabulary(model, num_extra_ids=num_extra_ids)
-
-
-def _no_vocabulary(directory: pathlib.Path, cause: Exception) -> ValueError:
-    return ValueError(
-        error_message(
-            where=str(directory),
-            what=f"no vocabulary can be read here ({type(cause).__name__}: {cause})",
-            expected=f"the files {DESCRIPTION_FILE} and {MODEL_FILE}, as a run writes to RUN/tokenizer",
-        )
-    )
 
 
 def train_sentencepiece(lines: Iterable[str], *, vocab_size: int, num_threads: int = 2) -> bytes:
