@@ -130,6 +130,15 @@ def test_an_error_of_the_data_ends_the_run_and_what_was_saved_stays(tmp_path):
     assert sorted(_losses(tmp_path)) == list(range(1, 7))
 
 
+@pytest.fixture
+def listens_to_interrupts():
+    """A shell lets its background jobs ignore SIGINT, the tests among them."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("listens_to_interrupts")
 def test_a_signal_before_the_first_step_saves_nothing(tmp_path):
     before = signal.getsignal(signal.SIGINT)
     cfg = trainer_config(dir=str(tmp_path))
