@@ -5,7 +5,7 @@ context manager, `jax.sharding.get_mesh` outside of a trace and `jax.sharding.ge
 """
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Optional
 
 import jax
@@ -92,3 +92,18 @@ def has_jaxpr(eqn: Any) -> bool:
 def is_literal(atom: Any) -> bool:
     """Returns whether what an equation of a jaxpr reads is a constant that stands there."""
     return isinstance(atom, _load_jaxpr_types().Literal)
+
+
+def scan_operand_counts(params: Mapping[str, Any]) -> tuple[int, int]:
+    """Returns how many operands of a `scan` equation are constants of its body, and how many are carried.
+
+    The others are what it scans over.
+
+    Args:
+        params: The parameters of the equation.
+    """
+    if "num_consts" in params:
+        return params["num_consts"], params["num_carry"]
+    # From jax 0.12 on, the trees of all three stand in the place of their sizes.
+    consts, carry, _ = params["ft_in"].unpack()
+    return len(consts), len(carry)

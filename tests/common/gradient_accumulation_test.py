@@ -12,6 +12,7 @@ import pytest
 from axlearn.common.causal_lm._metrics import PerplexitySummary
 from axlearn.common.config import config_for_function
 from axlearn.common.gradient_accumulation import with_minibatch_steps
+from axlearn.common.jax_compat import scan_operand_counts
 from axlearn.common.metrics import MaxSummary, MetricAccumulator, MinSummary, SumSummary, WeightedSummary
 from axlearn.common.module import OutputCollection
 from axlearn.common.update_transformation import ForwardOutputs
@@ -232,8 +233,8 @@ def test_only_parameters_that_are_differentiated_have_an_accumulator():
     def carries(jaxpr):
         for eqn in jaxpr.eqns:
             if eqn.primitive.name == "scan":
-                first = eqn.params["num_consts"]
-                yield [v.aval.shape for v in eqn.invars[first : first + eqn.params["num_carry"]]]
+                first, num_carry = scan_operand_counts(eqn.params)
+                yield [v.aval.shape for v in eqn.invars[first : first + num_carry]]
 
     assert list(carries(jax.make_jaxpr(jax.grad(loss))(params["w"]).jaxpr)) == [[(3,)]]
 

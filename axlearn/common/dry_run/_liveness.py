@@ -16,6 +16,7 @@ from typing import Optional
 
 from axlearn.common.dry_run._placement import is_elementwise
 from axlearn.common.dry_run._program import DimAxes, Op, Program, Value
+from axlearn.common.jax_compat import scan_operand_counts
 
 # The same bytes, read in another way.
 _VIEWS = (
@@ -219,8 +220,8 @@ class _Walk:
 
     def _scan_bytes(self, op: Op) -> int:
         body = op.bodies[0]
-        num_carry = op.params["num_carry"]
-        sliced = body.inputs[op.params["num_consts"] + num_carry :]
+        num_consts, num_carry = scan_operand_counts(op.params)
+        sliced = body.inputs[num_consts + num_carry :]
         # A part of what the loop stacks up is written to its place outside when it is there.
         carried = _present(body.outputs[:num_carry])
         fused = {id(value) for inner in body.ops if _is_fusable(inner) for value in inner.outputs}

@@ -11,6 +11,7 @@ from typing import Any, Optional
 from jax.sharding import NamedSharding, PartitionSpec
 
 from axlearn.common.dry_run._program import DimAxes, Op, Program, Value
+from axlearn.common.jax_compat import scan_operand_counts
 
 # Of the same shape as their operand, but not computed element by element.
 _MIXING = (
@@ -273,7 +274,7 @@ def _take_over(values: Sequence[Value], results: Sequence[Optional[Value]]) -> N
 def _place_scan(op: Op) -> None:
     """Places the body of a loop, and the loop's results; what is carried lies the same at both ends."""
     body = op.bodies[0]
-    num_consts, num_carry = op.params["num_consts"], op.params["num_carry"]
+    num_consts, num_carry = scan_operand_counts(op.params)
     num_fixed = num_consts + num_carry
 
     def body_inputs() -> list[Optional[DimAxes]]:

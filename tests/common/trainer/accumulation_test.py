@@ -8,6 +8,7 @@ import pytest
 from axlearn.common.attention import build_remat_spec
 from axlearn.common.config import config_for_function
 from axlearn.common.input_fake import FakeLmInput
+from axlearn.common.jax_compat import scan_operand_counts
 from axlearn.common.metrics import WeightedSummary
 from axlearn.common.module import OutputCollection
 from axlearn.common.optimizers import param_ema, skip_and_clip_by_global_norm
@@ -105,11 +106,11 @@ def test_in_bfloat16_the_gradients_are_accumulated_in_float32():
         specs = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), trainer.trainer_state_specs)
         batch = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), _batch([1] * 8))
         jaxpr = trainer._programs.jit_train_step().trace(specs, batch).jaxpr
-    carries = [
-        [v.aval for v in eqn.invars[eqn.params["num_consts"] :][: eqn.params["num_carry"]]]
-        for eqn in _equations(jaxpr)
-        if eqn.primitive.name == "scan" and eqn.params["length"] == 4
-    ]
+    carries = []
+    for eqn in _equations(jaxpr):
+        if eqn.primitive.name == "scan" and eqn.params["length"] == 4:
+            num_consts, num_carry = scan_operand_counts(eqn.params)
+            carries.append([v.aval for v in eqn.invars[num_consts:][:num_carry]])
     shapes = sorted(tuple(spec.shape) for _, spec in flatten_items(trainer.trainer_state_specs.model))
     (gradients,) = [carry for carry in carries if sorted(aval.shape for aval in carry) == shapes]
     assert {aval.dtype for aval in gradients} == {jnp.dtype("float32")}
