@@ -11,7 +11,7 @@ import numpy as np
 
 from axlearn.cli._imported_run import check_vocab_size, load_tokenizer, override, run_config
 from axlearn.cli._new_dir import check_free_space, check_new_dir, format_bytes, new_dir
-from axlearn.cli._run_files import NO_TOKENIZER, write_config_files
+from axlearn.cli._run_files import NO_TOKENIZER, checkpoints_dir, write_config_files
 from axlearn.common.checkpointer import CheckpointReader, export_native, open_checkpoint
 from axlearn.common.config import config_from_text, error_message, join_messages, nearest_names
 from axlearn.common.utils import TensorSpec, flatten_items
@@ -80,7 +80,7 @@ def import_run(options: ImportOptions) -> Imported:
     """
     output = check_new_dir(options.output, flag="--output")
     text = _read_dump(options)
-    reader = open_checkpoint(_checkpoints(options.source), step=options.step)
+    reader = open_checkpoint(checkpoints_dir(options.source), step=options.step)
     model, learner = (config_from_text(text, path=part) for part in _PARTS)
     vocab = None if options.tokenizer == NO_TOKENIZER else _vocabulary(options.tokenizer, model)
     cfg = run_config(
@@ -127,11 +127,6 @@ def _read_dump(options: ImportOptions) -> str:
         raise ValueError(
             error_message(where=str(path), what=f"it cannot be read ({e})", expected="text in UTF-8")
         ) from e
-
-
-def _checkpoints(source: str) -> pathlib.Path:
-    below = pathlib.Path(source) / "checkpoints"
-    return below if below.is_dir() else pathlib.Path(source)
 
 
 def _vocabulary(path: str, model: Any) -> Vocabulary:

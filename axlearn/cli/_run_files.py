@@ -73,6 +73,12 @@ def path_of(run: str, name: str) -> str:
     return path
 
 
+def checkpoints_dir(path: str) -> pathlib.Path:
+    """Returns the folder of checkpoints below a run's directory; where there is none, what was given."""
+    below = pathlib.Path(path) / "checkpoints"
+    return below if below.is_dir() else pathlib.Path(path)
+
+
 def context_len(input_cfg: ConfigBase) -> Optional[int]:
     """Returns the length of the rows that a model was trained on, in tokens; None if the input does not say."""
     lengths = []

@@ -7,6 +7,7 @@ import pathlib
 from collections.abc import Callable, Sequence
 from typing import Optional
 
+from axlearn.cli._run_files import checkpoints_dir
 from axlearn.common.checkpointer import (
     CheckpointReader,
     CorruptCheckpointError,
@@ -160,12 +161,9 @@ _EXPORTS: dict[str, Callable[..., Exported]] = {"axlearn": export_axlearn, "nati
 
 def _base_dir(path: str) -> pathlib.Path:
     """The folder of checkpoints of a run, or what was given."""
-    below = pathlib.Path(path) / "checkpoints"
-    if below.is_dir():
-        return below
     if not os.path.isdir(path):
         raise ValueError(error_message(where=path, what="there is no such folder", expected=_PATH_HELP))
-    return pathlib.Path(path)
+    return checkpoints_dir(path)
 
 
 def _ckpt_dirs(path: str, *, step: Optional[int] = None) -> list[pathlib.Path]:

@@ -1,6 +1,7 @@
-"""What both layouts need of TensorStore: loading it late, and reading parts of arrays whose files were checked."""
+"""What both layouts need of TensorStore: loading it late, reading parts of checked arrays, encoding into memory."""
 
 import pathlib
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -72,3 +73,21 @@ class ArrayReader:
             reason="bad-array",
             detail=f"the array cannot be read: {detail}.",
         )
+
+
+def memory_store(driver: str, *, metadata: Mapping[str, Any]) -> Any:
+    """An array in memory that encodes what is written to it: its files are in its `kvstore`.
+
+    Args:
+        driver: TensorStore's name of the layout.
+        metadata: The contents of the array's metadata file.
+    """
+    ts = tensorstore()
+    spec = {
+        "driver": driver,
+        "kvstore": {"driver": "memory"},
+        "metadata": metadata,
+        # A chunk that is missing is damage, not an abbreviation for zeros.
+        "store_data_equal_to_fill_value": True,
+    }
+    return ts.open(spec, context=ts.Context(), create=True).result()

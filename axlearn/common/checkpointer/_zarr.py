@@ -16,7 +16,7 @@ import numpy as np
 from axlearn.common.checkpointer._errors import CorruptCheckpointError
 from axlearn.common.checkpointer._file_ops import FileEntry
 from axlearn.common.checkpointer._snapshot import ArraySnapshot
-from axlearn.common.checkpointer._tensorstore import tensorstore
+from axlearn.common.checkpointer._tensorstore import memory_store
 
 DRIVER = "zarr3"
 METADATA_NAME = "zarr.json"
@@ -53,19 +53,8 @@ def encode_array(array: ArraySnapshot, *, has_metadata: bool) -> Iterator[tuple[
     Yields:
         The name of a file in the array's folder, and its contents, one at a time.
     """
-    ts = tensorstore()
     metadata = _metadata(array.shape, dtype=array.dtype, chunk_shape=array.chunk_shape)
-    store = ts.open(
-        {
-            "driver": DRIVER,
-            "kvstore": {"driver": "memory"},
-            "metadata": metadata,
-            # A chunk that is missing is damage, not an abbreviation for zeros.
-            "store_data_equal_to_fill_value": True,
-        },
-        context=ts.Context(),
-        create=True,
-    ).result()
+    store = memory_store(DRIVER, metadata=metadata)
     if has_metadata:
         yield METADATA_NAME, json.dumps(metadata).encode("utf-8")
     for shard in array.shards:

@@ -18,7 +18,7 @@ import numpy as np
 from axlearn.common.checkpointer._errors import CorruptCheckpointError
 from axlearn.common.checkpointer._index import ArrayEntry
 from axlearn.common.checkpointer._read_files import open_regular, read_small_file
-from axlearn.common.checkpointer._tensorstore import tensorstore
+from axlearn.common.checkpointer._tensorstore import memory_store
 
 DRIVER = "zarr"
 METADATA_NAME = ".zarray"
@@ -194,17 +194,7 @@ def encode_array(
         "fill_value": None,
         "dimension_separator": ".",
     }
-    ts = tensorstore()
-    store = ts.open(
-        {
-            "driver": DRIVER,
-            "kvstore": {"driver": "memory"},
-            "metadata": metadata,
-            "store_data_equal_to_fill_value": True,
-        },
-        context=ts.Context(),
-        create=True,
-    ).result()
+    store = memory_store(DRIVER, metadata=metadata)
     yield METADATA_NAME, store.kvstore.read(METADATA_NAME).result().value
     for index, value in parts:
         store[index].write(value).result()
