@@ -1,8 +1,8 @@
 """What a training step costs: ours, against a bare jitted step of the same maths, and against flax with optax.
 
 The bare step starts from our parameters and must print our losses, else the comparison would be void. Steps are
-timed in interleaved rounds (ours, bare, flax, ours, ...), so that a busy moment of the machine falls on all; a ratio is the median
-over the rounds. Compile time (trace, lowering and XLA, without a cache) and the memory that the
+timed in interleaved rounds (ours, bare, flax, ours, ...), so that a busy moment of the machine falls on all; a
+ratio is the median over the rounds. Compile time (trace, lowering and XLA, without a cache) and the memory that the
 compiled program states are told apart.
 
     python benchmarks/train_step_benchmark.py [--rounds 5] [--steps 100] [--depth]
@@ -13,6 +13,7 @@ Results are kept in `train_step_benchmark.md`.
 """
 
 import argparse
+import dataclasses
 import datetime
 import os
 import platform
@@ -167,8 +168,6 @@ def compare_steps(sizes: Sizes, *, rounds: int, num_steps: int) -> None:
 
 def compare_depths(sizes: Sizes, *, depths: tuple[int, ...] = (8, 80), rounds: int = 3) -> None:
     """Prints how long our step compiles at several depths, as ratios to the first."""
-    import dataclasses
-
     seconds: dict[int, list[float]] = {depth: [] for depth in depths}
     for _ in range(rounds):
         for depth in depths:
