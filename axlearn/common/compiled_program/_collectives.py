@@ -1,0 +1,114 @@
+"""The collectives of a program: what moves between devices, along which axes of the mesh, how much and how often."""
+
+import re
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from axlearn.common.compiled_program._computations import Computation, Instruction, array_sizes, parse_program
+from axlearn.common.compiled_program._groups import axes_of_groups, parse_groups
+from axlearn.common.compiled_program._trips import executions_of
+
+_KINDS = (
+    "all-gather",
+    "all-reduce",
+    "reduce-scatter",
+    "collective-permute",
+    "all-to-all",
+    "ragged-all-to-all",
+    "collective-broadcast",
+)
+# XLA's TPU backend writes a reduce-scatter as an all-reduce, with the slice that is kept, in a computation of this name.
+_FUSED_REDUCE_SCATTER = "all-reduce-scatter"
+
+
+class Collective(NamedTuple):
+    """A collective of a compiled program.
+
+    Attributes:
+        kind: Such as "all-gather".
+        axes: The mesh axes along which it moves data, outermost first.
+        group_size: The devices that take part in it together.
+        whole_bytes: The bytes of the whole array: what an all-gather makes, what a reduction takes, on each device.
+        count: How often it runs in one run of the program.
+        op_name: What jax calls the operation that it is for, such as "jit(step)/while/body/dot_general".
+    """
+
+    kind: str
+    axes: tuple[str, ...]
+    group_size: int
+    whole_bytes: int
+    count: int
+    op_name: str
+
+    @property
+    def sent_bytes(self) -> float:
+        """Bytes that each device sends in one run of the program, by algorithms that use every link (rings).
+
+        Reference:
+            Thakur, Rabenseifner and Gropp, Optimization of Collective Communication Operations in MPICH, 2005,
+            section 4.
+        """
+        share = (self.group_size - 1) / self.group_size
+        per_run = {"all-reduce": 2 * share, "collective-permute": 1.0, "collective-broadcast": 1.0}
+        return self.whole_bytes * self.count * per_run.get(self.kind, share)
+
+
+def collectives_of(text: str, *, mesh_shape: Mapping[str, int]) -> list[Collective]:
+    """Lists the collectives of a compiled program that move anything.
+
+    Args:
+        text: From `Compiled.as_text()`.
+        mesh_shape: The sizes of the mesh's axes by name, outermost first, as in `Mesh.shape`.
+
+    Returns:
+        The collectives, in the order of the text.
+
+    Raises:
+        UnknownTripCountError: If the trips of a loop cannot be told.
+    """
+    computations = parse_program(text)
+    counts = executions_of(computations)
+    found = []
+    for computation in computations.values():
+        for instruction in computation.instructions.values():
+            collective = _collective(
+                instruction, computation, count=counts[computation.name], mesh_shape=dict(mesh_shape)
+            )
+            if collective is not None:
+                found.append(collective)
+    return found
+
+
+def _collective(
+    instruction: Instruction, computation: Computation, *, count: int, mesh_shape: dict[str, int]
+) -> Collective | None:
+    kind = instruction.operation.removesuffix("-start")
+    if kind not in _KINDS or count == 0:
+        return None
+    num_devices = 1
+    for size in mesh_shape.values():
+        num_devices *= size
+    groups = parse_groups(instruction.attributes, num_devices=num_devices)
+    if groups is None:
+        groups = [tuple(range(num_devices))]
+    is_permute = kind == "collective-permute"
+    axes = axes_of_groups(groups, mesh_shape=mesh_shape, is_permute=is_permute)
+    if not axes:
+        return None
+    group_size = len(groups) if is_permute else max(map(len, groups))
+    whole = _whole_bytes(instruction, kind, computation, group_size=group_size)
+    if _FUSED_REDUCE_SCATTER in computation.name and kind == "all-reduce":
+        kind = "reduce-scatter"
+    return Collective(kind, axes, group_size, whole, count, _op_name(instruction))
+
+
+def _whole_bytes(instruction: Instruction, kind: str, computation: Computation, *, group_size: int) -> int:
+    """The whole array's bytes, from the operands: the shape of an asynchronous start holds more than the result."""
+    operands = [computation.instructions.get(name) for name in instruction.operands]
+    taken = sum(sum(array_sizes(x.shape)) for x in operands if x is not None)
+    return taken * group_size if kind == "all-gather" else taken
+
+
+def _op_name(instruction: Instruction) -> str:
+    match = re.search(r'op_name="([^"]*)"', instruction.attributes)
+    return match[1] if match else ""
