@@ -17,7 +17,7 @@ _KINDS = (
     "ragged-all-to-all",
     "collective-broadcast",
 )
-# XLA's TPU backend writes a reduce-scatter as an all-reduce, with the slice that is kept, in a computation of this name.
+# XLA for TPU writes a reduce-scatter as an all-reduce and the slice that is kept, in a computation of this name.
 _FUSED_REDUCE_SCATTER = "all-reduce-scatter"
 
 

@@ -9,9 +9,16 @@ from typing import NamedTuple, Optional
 
 # Bits of an element; a type that is not here is not an array's.
 _BITS = {
-    **{"pred": 8, "token": 0, "opaque": 0},
+    "pred": 8,
+    "token": 0,
+    "opaque": 0,
     **{f"{sign}{bits}": bits for sign in "su" for bits in (2, 4, 8, 16, 32, 64)},
-    **{"bf16": 16, "f16": 16, "f32": 32, "f64": 64, "c64": 64, "c128": 128},
+    "bf16": 16,
+    "f16": 16,
+    "f32": 32,
+    "f64": 64,
+    "c64": 64,
+    "c128": 128,
 }
 _ARRAY = re.compile(r"\b([a-z]+[0-9]*[a-z0-9]*)\[([0-9,<= ]*)\]")
 _HEADER = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\) -> .* \{$")
