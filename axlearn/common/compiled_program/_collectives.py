@@ -29,7 +29,7 @@ class Collective(NamedTuple):
         axes: The mesh axes along which it moves data, outermost first.
         group_size: The devices that take part in it together.
         whole_bytes: The bytes of the whole array: what an all-gather makes, what a reduction takes, on each device.
-        count: How often it runs in one run of the program.
+        num_runs: How often it runs in one run of the program.
         op_name: What jax calls the operation that it is for, such as "jit(step)/while/body/dot_general".
     """
 
@@ -37,7 +37,7 @@ class Collective(NamedTuple):
     axes: tuple[str, ...]
     group_size: int
     whole_bytes: int
-    count: int
+    num_runs: int
     op_name: str
 
     @property
@@ -50,7 +50,7 @@ class Collective(NamedTuple):
         """
         share = (self.group_size - 1) / self.group_size
         per_run = {"all-reduce": 2 * share, "collective-permute": 1.0, "collective-broadcast": 1.0}
-        return self.whole_bytes * self.count * per_run.get(self.kind, share)
+        return self.whole_bytes * self.num_runs * per_run.get(self.kind, share)
 
 
 def collectives_of(text: str, *, mesh_shape: Mapping[str, int]) -> list[Collective]:

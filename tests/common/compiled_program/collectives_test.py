@@ -60,7 +60,7 @@ def test_a_collective_is_found_with_its_kind_axis_and_size(name, mesh):
     fn, expected = _CASES[name]
     (found,) = collectives_of(_text(fn, mesh, _SPLIT, _SPLIT), mesh_shape=_MESH_SHAPE)
     assert found[:4] == expected
-    assert found.count == 1
+    assert found.num_runs == 1
 
 
 def test_what_a_device_sends_is_that_of_a_ring():
@@ -85,7 +85,7 @@ def test_loops_multiply_also_when_nested(mesh):
 
     text = _text(lambda x: jax.lax.scan(outer, x, length=7)[0], mesh, _SPLIT, _SPLIT)
     (found,) = collectives_of(text, mesh_shape=_MESH_SHAPE)
-    assert found.count == 35
+    assert found.num_runs == 35
 
 
 def test_what_the_partitioner_inserts_is_found_under_the_name_of_its_operation(mesh):
@@ -128,7 +128,7 @@ def test_each_way_to_write_groups_is_read(attributes, expected):
 def test_a_program_of_the_tpu_compiler_is_read_with_its_loops(tpu_text):
     """Its loops note no trip count, a reduce-scatter is a fusion, and groups are written in three ways."""
     found = collectives_of(tpu_text, mesh_shape={"fsdp": 2, "model": 2})
-    kinds = [(x.kind, x.axes, x.count) for x in found]
+    kinds = [(x.kind, x.axes, x.num_runs) for x in found]
     assert kinds.count(("all-gather", ("fsdp",), 6)) == 2
     assert ("reduce-scatter", ("model",), 6) in kinds
     assert ("all-reduce", ("fsdp",), 6) in kinds
