@@ -1,0 +1,93 @@
+"""`axlearn plan`: rows for what can be planned and for what cannot, each in a process of its own."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from axlearn.cli import _plan_worker, plan
+from axlearn.common.aot_compilation import AxisTraffic, Plan
+
+_GIB = 2**30
+_REQUEST = {
+    "name": "fuji-tiny",
+    "mesh_selector": "tpu-v5p-8",
+    "module": None,
+    "data_dir": "FAKE",
+    "overrides": ["max_step=7"],
+}
+_PLAN = Plan(
+    machine="tpu-v5litepod-256-2",
+    num_devices=512,
+    mesh_shape={"data": 2, "fsdp": 256, "model": 1},
+    memory_bytes=16 * _GIB,
+    parts={"parameters": _GIB // 10, "activations and temporaries": 8 * _GIB},
+    peak_bytes=9 * _GIB,
+    num_params=7 * 10**9,
+    tokens=2**22,
+    model_flops=2e17,
+    flops=2.5e17,
+    accessed_bytes=10**12,
+    traffic=[
+        AxisTraffic("all-gather", ("fsdp",), "links of a slice", 192, 4e10, 0.2),
+        AxisTraffic("all-reduce", ("data",), "network between slices", 7, 2e8, 0.064),
+    ],
+    compute_seconds=2.48,
+    memory_seconds=1.22,
+    compile_seconds=80.0,
+)
+
+
+def test_what_is_planned_for_is_the_recipe_with_its_rule_and_overrides():
+    cfg = _plan_worker.trainer_config_of(_REQUEST)
+    assert cfg.max_step == 7
+    assert _plan_worker.key_of(cfg, _REQUEST) != _plan_worker.key_of(cfg.clone(max_step=8), _REQUEST)
+
+
+def test_a_plan_that_is_kept_is_not_made_again_until_its_config_changes(tmp_path, monkeypatch):
+    compiled = []
+
+    def compile_nothing(cfg, *, devices):
+        compiled.append(cfg.max_step)
+        raise RuntimeError(
+            "RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 78.81G of 15.75G hbm."
+        )
+
+    monkeypatch.setattr(_plan_worker, "compile_trainer_step", compile_nothing)
+    monkeypatch.setattr(_plan_worker, "topology_devices", lambda machine: None)
+    path = tmp_path / "plan.json"
+    first = _plan_worker.run(_REQUEST, path)
+    assert first["error"] == "does not fit, says the compiler: 78.81G of 15.75G"
+    assert _plan_worker.run(_REQUEST, path) == first
+    assert compiled == [7]
+    _plan_worker.run({**_REQUEST, "overrides": ["max_step=8"]}, path)
+    assert compiled == [7, 8]
+
+
+def test_a_failure_is_a_row_with_its_reason(tmp_path, capsys):
+    """Of a machine that does not exist; the process of the plan is a real one."""
+    argv = ["fuji-tiny", "--mesh_selector=tpu-v9-8", f"--output={tmp_path}", "--json"]
+    assert plan.main(argv) == 1
+    (row,) = json.loads(capsys.readouterr().out)
+    assert (row["name"], row["mesh_selector"]) == ("fuji-tiny", "tpu-v9-8")
+    assert "there is no type 'v9'" in row["error"]
+
+
+@pytest.mark.parametrize(
+    ("limits", "reason"),
+    [
+        ({"timeout_seconds": 0.2, "memory_bytes": 100 * _GIB}, "given up after"),
+        ({"timeout_seconds": 60, "memory_bytes": 1}, "given up at"),
+    ],
+)
+def test_a_process_that_takes_too_much_is_ended(limits, reason):
+    process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    assert reason in plan._watch(process, **limits)
+    assert process.returncode is not None
+
+
+def test_the_summary_is_a_table_with_a_row_for_each(golden):
+    kept = {"name": "fuji-7B-v2-flash", "mesh_selector": "tpu-v5litepod-256-2", "plan": _PLAN.to_json()}
+    failed = {"name": "fuji-70B", "mesh_selector": "tpu-v5p-8", "error": "does not fit\nmore"}
+    golden("cli/plan.txt", plan._result_text(kept) + plan.summary_table([kept, failed]) + "\n")
