@@ -129,7 +129,7 @@ def make_plan(step: CompiledStep, *, machine: Machine) -> Plan:
     accessed = bytes_accessed(text)
     input_ids = step.trainer.input.element_spec()["input_ids"]
     tokens = int(np.prod(input_ids.shape))
-    collectives = collectives_of(text, mesh_shape=dict(step.mesh.shape))
+    collectives = collectives_of(text, mesh_shape=dict(step.mesh.shape), slice_axes=_slice_axes(step.mesh))
     return Plan(
         machine=machine.name,
         num_devices=machine.num_devices,
@@ -159,18 +159,19 @@ def make_plan(step: CompiledStep, *, machine: Machine) -> Plan:
 def _traffic(
     collectives: Sequence[Collective], *, mesh: jax.sharding.Mesh, machine: Machine
 ) -> list[AxisTraffic]:
-    groups: dict[tuple[str, tuple[str, ...]], list[Collective]] = {}
+    groups: dict[tuple[str, tuple[str, ...], bool], list[Collective]] = {}
     for collective in collectives:
-        groups.setdefault((collective.kind, collective.axes), []).append(collective)
+        key = (collective.kind, collective.axes, collective.is_between_slices)
+        groups.setdefault(key, []).append(collective)
     rows = []
-    for (kind, axes), members in groups.items():
+    for (kind, axes, is_between_slices), members in groups.items():
         sent = sum(x.sent_bytes for x in members)
-        link, speed = _link(axes, mesh=mesh, machine=machine)
+        speed = _speed(axes, is_between_slices=is_between_slices, mesh=mesh, machine=machine)
         rows.append(
             AxisTraffic(
                 kind=kind,
                 axes=axes,
-                link=link,
+                link=BETWEEN_SLICES if is_between_slices else WITHIN_SLICE,
                 count=sum(x.num_runs for x in members),
                 sent_bytes=sent,
                 seconds=None if speed is None else sent / speed,
@@ -179,21 +180,32 @@ def _traffic(
     return sorted(rows, key=lambda row: -row.sent_bytes)
 
 
-def _link(axes: tuple[str, ...], *, mesh: jax.sharding.Mesh, machine: Machine) -> tuple[str, Optional[float]]:
-    """The kind of link that carries what moves along axes, and its bytes per second and device.
+def _speed(
+    axes: tuple[str, ...], *, is_between_slices: bool, mesh: jax.sharding.Mesh, machine: Machine
+) -> Optional[float]:
+    """The bytes per second and device of what carries the traffic along axes; None: not known.
 
-    Along axes that lead into other slices all of it is counted as if it went over the network. Within a slice the two
-    links of each dimension of the torus carry it along which the devices of a group differ.
+    Within a slice that are the two links of each dimension of the torus along which the devices of a group differ.
     """
     speeds = speeds_of(machine)
-    groups = _devices_along(axes, mesh=mesh)
-    if any(len({getattr(device, "slice_index", 0) for device in group}) > 1 for group in groups):
-        return BETWEEN_SLICES, None if speeds is None else speeds.network
     if speeds is None:
-        return WITHIN_SLICE, None
+        return None
+    if is_between_slices:
+        return speeds.network
+    groups = _devices_along(axes, mesh=mesh)
     coordinates = [np.array([getattr(device, "coords", (0,)) for device in group]) for group in groups]
     dims = max(int((x != x[0]).any(axis=0).sum()) for x in coordinates)
-    return WITHIN_SLICE, 2 * max(dims, 1) * speeds.link
+    return 2 * max(dims, 1) * speeds.link
+
+
+def _slice_axes(mesh: jax.sharding.Mesh) -> tuple[str, ...]:
+    """The axes along which there are devices of several slices."""
+
+    def leads_out(axis: str) -> bool:
+        groups = _devices_along((axis,), mesh=mesh)
+        return any(len({getattr(device, "slice_index", 0) for device in group}) > 1 for group in groups)
+
+    return tuple(axis for axis in mesh.axis_names if leads_out(axis))
 
 
 def _devices_along(axes: tuple[str, ...], *, mesh: jax.sharding.Mesh) -> list[list[Any]]:

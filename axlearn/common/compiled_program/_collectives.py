@@ -1,7 +1,7 @@
 """The collectives of a program: what moves between devices, along which axes of the mesh, how much and how often."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from axlearn.common.compiled_program._computations import Computation, Instruction, array_sizes, parse_program
@@ -20,6 +20,16 @@ _KINDS = (
 # XLA for TPU writes a reduce-scatter as an all-reduce and the slice that is kept, in a computation of this name.
 _FUSED_REDUCE_SCATTER = "all-reduce-scatter"
 
+_TRANSFER = re.compile(r'_xla_megascale_transfer_type="([A-Z_]+)"')
+_TRANSFER_SLICES = re.compile(r'_xla_megascale_target="\{([0-9,]+)\}')
+_TRANSFER_KINDS = {
+    "ALL_GATHER": "all-gather",
+    "ALL_REDUCE": "all-reduce",
+    "REDUCE_SCATTER": "reduce-scatter",
+    "ALL_TO_ALL": "all-to-all",
+    "ONE_TO_ONE": "collective-permute",
+}
+
 
 class Collective(NamedTuple):
     """A collective of a compiled program.
@@ -30,6 +40,7 @@ class Collective(NamedTuple):
         group_size: The devices that take part in it together.
         whole_bytes: The bytes of the whole array: what an all-gather makes, what a reduction takes, on each device.
         num_runs: How often it runs in one run of the program.
+        is_between_slices: Whether it goes over the network between slices, by way of their hosts.
         op_name: What jax calls the operation that it is for, such as "jit(step)/while/body/dot_general".
     """
 
@@ -38,6 +49,7 @@ class Collective(NamedTuple):
     group_size: int
     whole_bytes: int
     num_runs: int
+    is_between_slices: bool
     op_name: str
 
     @property
@@ -53,12 +65,18 @@ class Collective(NamedTuple):
         return self.whole_bytes * self.num_runs * per_run.get(self.kind, share)
 
 
-def collectives_of(text: str, *, mesh_shape: Mapping[str, int]) -> list[Collective]:
+def collectives_of(
+    text: str, *, mesh_shape: Mapping[str, int], slice_axes: Sequence[str] = ()
+) -> list[Collective]:
     """Lists the collectives of a compiled program that move anything.
+
+    Between slices XLA for TPU has no collectives but transfers to other slices' hosts, which say what they stand for;
+    they are listed as that.
 
     Args:
         text: From `Compiled.as_text()`.
         mesh_shape: The sizes of the mesh's axes by name, outermost first, as in `Mesh.shape`.
+        slice_axes: The axes of the mesh that lead from one slice into another, outermost first.
 
     Returns:
         The collectives, in the order of the text.
@@ -71,9 +89,10 @@ def collectives_of(text: str, *, mesh_shape: Mapping[str, int]) -> list[Collecti
     found = []
     for computation in computations.values():
         for instruction in computation.instructions.values():
+            count = counts[computation.name]
             collective = _collective(
-                instruction, computation, count=counts[computation.name], mesh_shape=dict(mesh_shape)
-            )
+                instruction, computation, count=count, mesh_shape=dict(mesh_shape)
+            ) or _transfer(instruction, computation, count=count, axes=tuple(slice_axes))
             if collective is not None:
                 found.append(collective)
     return found
@@ -99,7 +118,23 @@ def _collective(
     whole = _whole_bytes(instruction, kind, computation, group_size=group_size)
     if _FUSED_REDUCE_SCATTER in computation.name and kind == "all-reduce":
         kind = "reduce-scatter"
-    return Collective(kind, axes, group_size, whole, count, _op_name(instruction))
+    return Collective(kind, axes, group_size, whole, count, False, _op_name(instruction))
+
+
+def _transfer(
+    instruction: Instruction, computation: Computation, *, count: int, axes: tuple[str, ...]
+) -> Collective | None:
+    """What a transfer to the hosts of other slices stands for; None where it is something else."""
+    transfer = _TRANSFER.search(instruction.attributes)
+    if instruction.operation != "send" or transfer is None or count == 0:
+        return None
+    kind = _TRANSFER_KINDS.get(transfer[1], transfer[1].lower())
+    # Written {1,2}x{0:3}: the slices, and the devices in each.
+    slices = _TRANSFER_SLICES.search(instruction.attributes)
+    group_size = len(slices[1].split(",")) if slices else 2
+    sent = sum(array_sizes(computation.instructions[instruction.operands[0]].shape))
+    whole = sent * group_size if kind == "all-gather" else sent
+    return Collective(kind, axes, group_size, whole, count, True, _op_name(instruction))
 
 
 def _whole_bytes(instruction: Instruction, kind: str, computation: Computation, *, group_size: int) -> int:

@@ -143,6 +143,25 @@ def tpu_text(request):
     return (request.config.rootpath / "tests" / "fixtures" / "tpu_v5p_scan.hlo").read_text(encoding="utf-8")
 
 
+def test_what_goes_to_other_slices_is_listed_as_what_it_stands_for():
+    """As XLA for TPU writes it (libtpu 0.0.42.1, two slices of v5p:2x2x1), without what does not matter."""
+    handler = '_xla_host_transfer_handler_name="xla_megascale_runtime"'
+    text = f"""HloModule step
+
+ENTRY %main (x: f32[8,16]) -> f32[8,16] {{
+  %x = f32[8,16]{{1,0:T(8,128)}} parameter(0)
+  %t = token[] after-all()
+  %send.1 = (f32[8,16]{{1,0}}, u32[], token[]) send(%x, %t), channel_id=1, is_host_transfer=true, frontend_attributes={{{handler},_xla_megascale_target="{{1,2,3}}x{{0:3}}",_xla_megascale_transfer_type="ALL_REDUCE"}}
+  %send-done.1 = token[] send-done(%send.1), channel_id=1, frontend_attributes={{{handler}}}
+  %send.2 = (f32[8,16]{{1,0}}, u32[], token[]) send(%x, %t), channel_id=2, frontend_attributes={{{handler},_xla_megascale_target={{{{100000->200000}}}},_xla_megascale_transfer_type="ONE_TO_ONE"}}
+  ROOT %y = f32[8,16]{{1,0}} copy(%x)
+}}
+"""  # noqa: E501
+    first, second = collectives_of(text, mesh_shape={"data": 12}, slice_axes=("data",))
+    assert first[:6] == ("all-reduce", ("data",), 3, 512, 1, True)
+    assert second[:6] == ("collective-permute", ("data",), 2, 512, 1, True)
+
+
 def test_a_loop_of_unknown_length_is_an_error_that_names_it():
     def search(x):
         return jax.lax.while_loop(lambda y: jnp.sum(y) < 100, lambda y: y * 2, x)
