@@ -7,6 +7,7 @@ import pathlib
 from collections.abc import Callable, Sequence
 from typing import Optional
 
+from axlearn.cli._new_dir import format_bytes
 from axlearn.cli._run_files import checkpoints_dir
 from axlearn.common.checkpointer import (
     CheckpointReader,
@@ -94,17 +95,9 @@ def _row(reader: CheckpointReader) -> str:
     num_bytes = sum(sizes[path] * entry.dtype.itemsize for path, entry in reader.arrays.items())
     documents = ", ".join(sorted(reader.documents)) or "-"
     return (
-        f"{reader.step:10d}  {reader.writer:9s} {len(sizes):6d} {num_params:15,d} {_size_text(num_bytes):>9s}"
+        f"{reader.step:10d}  {reader.writer:9s} {len(sizes):6d} {num_params:15,d} {format_bytes(num_bytes):>9s}"
         f"  {documents}"
     )
-
-
-def _size_text(num_bytes: float) -> str:
-    for unit in ("B", "kB", "MB", "GB"):
-        if num_bytes < 1000:
-            return f"{num_bytes:.3g} {unit}"
-        num_bytes /= 1000
-    return f"{num_bytes:,.3g} TB"
 
 
 def _verify(args: argparse.Namespace) -> int:
@@ -138,7 +131,7 @@ def _export(args: argparse.Namespace) -> int:
             )
         )
     exported = _EXPORTS[args.format](reader, output_dir=args.output)
-    size = _size_text(exported.num_bytes)
+    size = format_bytes(exported.num_bytes)
     print(f"{exported.path}: step {reader.step}, {exported.num_arrays} arrays, {size}")
     for path, kind in exported.left_out.items():
         print(f"Left out: {path} ({kind}), which the other layout cannot hold. {_DATA_NOTES[args.format]}")

@@ -36,8 +36,8 @@ def test_what_is_there_is_listed(run, ckpt):
     text = ckpt("list", run)
     assert text == (
         "      step  layout    arrays      parameters      size  beside arrays\n"
-        "         3  AXLearn's      4              24     120 B  input_iter\n"
-        "         5  ours           4              24     120 B  input_iter\n"
+        "         3  AXLearn's      4              24 120 bytes  input_iter\n"
+        "         5  ours           4              24 120 bytes  input_iter\n"
     )
     assert ckpt("list", run / "checkpoints") == text
     lines = ckpt("list", run / "checkpoints/step_00000003", "--arrays").splitlines()
@@ -79,7 +79,7 @@ def test_export_to_axlearn_says_what_it_wrote_and_what_it_left_out(run, tmp_path
     kind = open_checkpoint(run / "checkpoints").documents["input_iter"]
     assert kind.endswith("harness.Position'>")
     assert text == (
-        f"TMP/theirs/step_00000005: step 5, 4 arrays, {size / 1000:.3g} kB\n"
+        f"TMP/theirs/step_00000005: step 5, 4 arrays, {size / 1000:.1f} kB\n"
         f"Left out: input_iter ({kind}), which the other layout cannot hold. AXLearn begins its data anew.\n"
         "prng_key is one of threefry, of two words: restore it with jax_default_prng_impl=threefry2x32, which is not "
         "AXLearn's default (rbg, of four).\n"

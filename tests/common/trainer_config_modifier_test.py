@@ -240,7 +240,7 @@ def test_the_root_cannot_be_replaced_and_excluded_fields_must_be_there():
             PartitionSpecModifier.default_config().set(
                 partition_specs={_LAYER + ".feed_forward.linear1": {"param_partition_specs": None}}
             ),
-            f"PartitionSpecModifier.partition_specs['{_LAYER}.feed_forward.linear1']: ",
+            f"PartitionSpecModifier.partition_specs: {_LAYER}.feed_forward.linear1: ",
         ),
         (_stacked().set(target_config="model.decoder.transformr"), "ModuleConfigModifier.target_config: "),
         (

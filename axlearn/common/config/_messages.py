@@ -21,7 +21,9 @@ def where_is(cfg: Any) -> str:
 
 def set_at(location: Optional[SourceLocation]) -> str:
     """Returns the words that say who set a field; empty where nobody knows."""
-    return f" (set at {location})" if location is not None else ""
+    if location is None:
+        return ""
+    return f" (set {'at' if location.line else 'by'} {location})"
 
 
 def unknown_field_message(cfg: Any, name: str, location: Optional[SourceLocation]) -> str:

@@ -1,11 +1,12 @@
 """Paths into configs, as dumps print them and people type them: `a.b['key'][0].c`."""
 
 import ast
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any, NamedTuple, Optional
 
 from axlearn.common.config._dump import join_path
 from axlearn.common.config._errors import error_message
+from axlearn.common.config._formatters import format_leaf
 from axlearn.common.config._messages import LONG, SHORT
 from axlearn.common.config._names import listing, nearest_names
 from axlearn.common.config._values import is_config, named_values
@@ -101,6 +102,8 @@ def parse_path(text: str) -> list[Step]:
 
 def _key(text: str, *, path: str) -> Any:
     """Returns what stands between brackets."""
+    if text == "*":
+        return text
     if text.startswith("<") and text.endswith(">"):
         return PrintedKey(text)
     try:
@@ -158,12 +161,13 @@ def _find_child(place: Place, step: Step) -> Optional[Place]:
     return similar[0] if len(similar) == 1 else None
 
 
-def walk(root: Any, steps: list[Step]) -> list[Place]:
+def walk(root: Any, steps: list[Step], *, closed: Collection[str] = ()) -> list[Place]:
     """Follows a path from a config.
 
     Args:
         root: The config.
         steps: The path.
+        closed: Fields of the root that an error names no places of.
 
     Returns:
         The root and the place after each step.
@@ -176,17 +180,18 @@ def walk(root: Any, steps: list[Step]) -> list[Place]:
     for i, step in enumerate(steps):
         child = _find_child(places[-1], step)
         if child is None:
-            raise PathError(_dead_end(root, places[-1], steps[i:]))
+            raise PathError(_dead_end(root, places[-1], steps[i:], closed=closed))
         places.append(child)
     return places
 
 
-def value_at(root: Any, path: str) -> Any:
+def value_at(root: Any, path: str, *, closed: Collection[str] = ()) -> Any:
     """Returns what is at a path of a config, as dumps print paths: `a.b['key'][0].c`.
 
     Args:
         root: The config.
         path: The path.
+        closed: Fields of the root that an error names no places of.
 
     Returns:
         The value itself, no copy: what is set in a config found so is set in `root`.
@@ -194,40 +199,55 @@ def value_at(root: Any, path: str) -> Any:
     Raises:
         PathError: If it is no path or leads nowhere, with the legal path that is nearest.
     """
-    return walk(root, parse_path(path))[-1].value
+    return walk(root, parse_path(path), closed=closed)[-1].value
 
 
-def _dead_end(root: Any, place: Place, rest: list[Step]) -> str:
+def _dead_end(root: Any, place: Place, rest: list[Step], *, closed: Collection[str]) -> str:
     below = children(place)
     step = rest[0]
     typed = str(step.key) if step.is_name else f"[{step.key!r}]"
     where = place.path or "the config"
+    elsewhere = _elsewhere(root, rest, closed=closed)
+    if not below and isinstance(place.value, (dict, list, tuple)):
+        return error_message(
+            where=where, what=f"there is no '{typed}': this is empty", advice="Set all of it"
+        )
     if not below:
         return error_message(
             where=where,
-            what=f"'{typed}' leads nowhere: {place.value!r} has no parts",
-            advice=_elsewhere(root, rest),
+            what=f"'{typed}' leads nowhere: {format_leaf(place.value)} has no parts",
+            advice=elsewhere,
         )
     names = {str(child.key): child for child in below}
     near = [names[name].path for name in nearest_names(str(step.key), list(names))]
+    if near and len(rest) > 1:
+        # With this step mended the others may well be right.
+        elsewhere = None
+    closing = "To add a key, set all of it" if isinstance(place.value, dict) else None
     shown = [str(child.key) if is_config(place.value) else f"[{child.key!r}]" for child in below]
     kind = "Fields" if is_config(place.value) else "Keys"
-    advice = None if near else _elsewhere(root, rest)
-    legal = f"{kind}: {listing(shown, limit=SHORT if near or advice else LONG)}"
+    if isinstance(place.value, (list, tuple)) and named_values(place.value) is None:
+        return error_message(
+            where=where,
+            what=f"there is no '{typed}'",
+            expected=f"an index from 0 to {len(below) - 1}",
+            advice=elsewhere or "To make it longer or shorter, set all of it",
+        )
+    legal = f"{kind}: {listing(shown, limit=SHORT if near or elsewhere else LONG)}."
     return error_message(
         where=where,
         what=f"there is no '{typed}'",
         nearest=near,
-        advice=f"{advice} {legal}" if advice else legal,
+        advice=" ".join(part for part in (elsewhere, legal, closing) if part),
     )
 
 
-def _elsewhere(root: Any, rest: list[Step]) -> Optional[str]:
+def _elsewhere(root: Any, rest: list[Step], *, closed: Collection[str]) -> Optional[str]:
     """Names the places in the whole tree that end in what was typed."""
     if not (rest[0].is_name and rest[-1].is_name):
         return None
     found: list[str] = []
-    pending = [Place("", root, None)]
+    pending = [place for place in children(Place("", root, None)) if place.key not in closed]
     while pending:
         place = pending.pop(0)
         if place.key == rest[-1].key:

@@ -51,17 +51,19 @@ _BUILTIN_NAMES = frozenset(
     ["bool", "bytes", "complex", "dict", "float", "int", "list", "object", "set", "str", "tuple"]
 )
 DTYPE_MODULES = ("jax.numpy", "ml_dtypes", "numpy")
-_POLICIES = "jax.checkpoint_policies"
+POLICIES = "jax.checkpoint_policies"
 _ACTIVATIONS = "jax.nn"
+# Modules of jax whose functions may be named.
+FOREIGN_FUNCTIONS = (POLICIES, _ACTIVATIONS)
 
 
 class BadReferenceError(ValueError):
     """A name does not lead to a class or function, or not to one that may be named."""
 
 
-def _imported(module: str) -> Any:
+def imported(module: str) -> Any:
     """Imports the library that a name of the short list lives in; configs load none before."""
-    if module == _POLICIES:
+    if module == POLICIES:
         return importlib.import_module("jax").checkpoint_policies
     return importlib.import_module(module)
 
@@ -72,20 +74,20 @@ def _is_foreign(module: str, name: str) -> bool:
         return name in _BUILTIN_NAMES
     if module in DTYPE_MODULES:
         return name in DTYPE_NAMES
-    return module in (_POLICIES, _ACTIVATIONS) and name.isidentifier() and not name.startswith("_")
+    return module in FOREIGN_FUNCTIONS and name.isidentifier() and not name.startswith("_")
 
 
 def _foreign_reference(obj: Any) -> str | None:
     if is_remat_policy(obj):
-        return f"{_POLICIES}:{remat_policy_name(obj)}"
+        return f"{POLICIES}:{remat_policy_name(obj)}"
     name, module = getattr(obj, "__name__", None), getattr(obj, "__module__", None)
     if not isinstance(name, str) or not isinstance(module, str):
         return None
     if _is_foreign(module, name) and isinstance(obj, type):
         return f"{module}:{name}"
     if module.partition(".")[0] == "jax" and "jax" in sys.modules:
-        for where in (_ACTIVATIONS, _POLICIES):
-            if _is_foreign(where, name) and getattr(_imported(where), name, None) is obj:
+        for where in (_ACTIVATIONS, POLICIES):
+            if _is_foreign(where, name) and getattr(imported(where), name, None) is obj:
                 return f"{where}:{name}"
     return None
 
@@ -156,7 +158,7 @@ def resolve_reference(text: str, *, import_prefixes: Sequence[str]) -> Any:
     module, _, qualname = text.partition(":")
     if _is_foreign(module, qualname):
         return _follow_foreign(module, qualname)
-    if not _is_below(module, import_prefixes):
+    if not is_below(module, import_prefixes):
         raise BadReferenceError(
             error_message(
                 what=f"'{text}' is outside of what may be imported",
@@ -170,7 +172,7 @@ def resolve_reference(text: str, *, import_prefixes: Sequence[str]) -> Any:
         raise BadReferenceError(error_message(what=f"'{text}' does not exist ({e})")) from e
     found = _follow(root, qualname)
     defined_in = definition_of(found)[0] if hasattr(found, "__qualname__") else type(found).__module__
-    if not _is_below(defined_in, import_prefixes):
+    if not is_below(defined_in, import_prefixes):
         raise BadReferenceError(
             error_message(what=f"'{text}' is defined in {defined_in}, outside of what may be imported")
         )
@@ -178,11 +180,12 @@ def resolve_reference(text: str, *, import_prefixes: Sequence[str]) -> Any:
 
 
 def _follow_foreign(module: str, name: str) -> Any:
-    found = getattr(_imported(module), name, None)
+    found = getattr(imported(module), name, None)
     if not callable(found):
         raise BadReferenceError(error_message(what=f"there is no '{name}' in this version of {module}"))
     return found
 
 
-def _is_below(module: str, prefixes: Sequence[str]) -> bool:
+def is_below(module: str, prefixes: Sequence[str]) -> bool:
+    """Whether a module is one of the packages, or lies in one."""
     return any(module == p.rstrip(".") or module.startswith(p.rstrip(".") + ".") for p in prefixes)

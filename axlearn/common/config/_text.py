@@ -19,7 +19,8 @@ from axlearn.common.config._errors import InvalidConfigValueError, error_message
 from axlearn.common.config._fields import Field, dataclass_fields, find_bad_dataclass_field
 from axlearn.common.config._function import config_for_class, config_for_function
 from axlearn.common.config._names import nearest_names
-from axlearn.common.config._parse_value import ParseError, parse_value
+from axlearn.common.config._parse_scalar import ParseError
+from axlearn.common.config._parse_value import parse_value
 from axlearn.common.config._paths import PathError, PrintedKey, Step, parse_path, unquoted
 from axlearn.common.config._references import DTYPE_MODULES, DTYPE_NAMES, BadReferenceError, resolve_reference
 from axlearn.common.config._required import REQUIRED

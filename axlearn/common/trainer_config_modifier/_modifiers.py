@@ -4,7 +4,7 @@ A path is what a dump prints before the colon, such as "model.decoder.transforme
 and a modifier that would change nothing, are errors.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Optional, Union
 
 from axlearn.common.base_layer import RematSpec
@@ -14,6 +14,7 @@ from axlearn.common.config import (
     ConfigModifier,
     ConfigOr,
     InstantiableConfig,
+    InvalidConfigValueError,
     PathError,
     Required,
     UnknownFieldError,
@@ -22,7 +23,10 @@ from axlearn.common.config import (
     error_message,
     maybe_instantiate,
     public_name,
+    set_by,
+    set_value_at,
     value_at,
+    with_same_fields,
 )
 from axlearn.common.gradient_accumulation import with_minibatch_steps
 from axlearn.common.metrics import MetricAccumulator
@@ -30,7 +34,6 @@ from axlearn.common.utils import (
     HybridMeshShape,
     MeshShape,
     replace_layer_config_recursively,
-    with_same_fields,
 )
 
 
@@ -97,9 +100,11 @@ class RematSpecModifier(ConfigModifier):
 
     def __call__(self, cfg: InstantiableConfig) -> InstantiableConfig:
         """Sets `<path>.remat_spec` for each path of a trainer's config, in place, and returns it."""
+        _check_names_something(self.config.remat_policies, where=f"{_name(self)}.remat_policies")
         for path, remat_spec in self.config.remat_policies.items():
             where = f"{_name(self)}.remat_policies"
-            _set(_config_at(cfg, path, where=where), "remat_spec", remat_spec, where=where)
+            layer = _config_at(cfg, path, where=where)
+            _set(layer, "remat_spec", remat_spec, where=f"{where}: {path}")
         return cfg
 
 
@@ -110,12 +115,33 @@ class MeshShapeModifier(ConfigModifier):
     class Config(ConfigModifier.Config):
         """Configures MeshShapeModifier."""
 
-        # The shape; None: the recipe has none for such machines.
+        # The shape; None: the recipe has none for such machines, which is refused.
         mesh_shape: Required[Optional[Union[MeshShape, HybridMeshShape]]] = REQUIRED
 
     def __call__(self, cfg: InstantiableConfig) -> InstantiableConfig:
-        """Sets `mesh_shape` of a trainer's config, in place, and returns it."""
-        cfg.mesh_shape = self.config.mesh_shape
+        """Sets `mesh_shape` of a trainer's config, in place, and returns it.
+
+        Raises:
+            ValueError: If there is no shape, or one of other axes.
+        """
+        shape, names = self.config.mesh_shape, cfg.mesh_axis_names
+        if shape is None:
+            raise ValueError(
+                error_message(
+                    where=f"{_name(self)}.mesh_shape",
+                    what="the recipe has no mesh for such machines",
+                    expected="a mesh shape",
+                )
+            )
+        if names is not REQUIRED and len(shape) != len(names):
+            raise ValueError(
+                error_message(
+                    where=f"{_name(self)}.mesh_shape",
+                    what=f"{shape} has {len(shape)} axes",
+                    expected=f"a size for each of the {len(names)} axes {tuple(names)}",
+                )
+            )
+        _set(cfg, "mesh_shape", shape, where=_name(self))
         return cfg
 
 
@@ -131,11 +157,13 @@ class PartitionSpecModifier(ConfigModifier):
 
     def __call__(self, cfg: InstantiableConfig) -> InstantiableConfig:
         """Sets `<path>.<field>` for each path and field of a trainer's config, in place, and returns it."""
+        where = f"{_name(self)}.partition_specs"
+        _check_names_something(self.config.partition_specs, where=where)
         for path, fields in self.config.partition_specs.items():
-            where = f"{_name(self)}.partition_specs"
+            _check_names_something(fields, where=f"{where}[{path!r}]")
             layer = _config_at(cfg, path, where=where)
             for field, spec in fields.items():
-                _set(layer, field, spec, where=f"{where}[{path!r}]")
+                _set(layer, field, spec, where=f"{where}: {path}")
         return cfg
 
 
@@ -157,9 +185,10 @@ class ModuleConfigModifier(ConfigModifier):
         where = f"{_name(self)}.target_config"
         path = self.config.target_config
         old = _config_at(cfg, path, where=where)
-        parent_path, _, field = path.rpartition(".")
-        parent = _config_at(cfg, parent_path, where=where) if parent_path else cfg
-        _set(parent, field, with_same_fields(self.config.modification, old=old), where=where)
+        try:
+            set_value_at(cfg, path, with_same_fields(self.config.modification, old=old))
+        except InvalidConfigValueError as e:
+            raise InvalidConfigValueError(f"{where}: {path}: {e}") from e
         return cfg
 
 
@@ -193,10 +222,15 @@ class ReplaceLayerConfigModifier(ConfigModifier):
         # The rules, of which this may be one, are no part of what is trained.
         mesh_rules = cfg.mesh_rules
         cfg.mesh_rules = None
-        count = replace_layer_config_recursively(
-            cfg, target_cls=own.target_cls, source_config=own.source_config, exclude_keys=own.exclude_keys
-        )
-        cfg.mesh_rules = mesh_rules
+        try:
+            count = replace_layer_config_recursively(
+                cfg,
+                target_cls=own.target_cls,
+                source_config=own.source_config,
+                exclude_keys=own.exclude_keys,
+            )
+        finally:
+            cfg.mesh_rules = mesh_rules
         if count == 0:
             raise ValueError(
                 error_message(
@@ -224,8 +258,22 @@ class ChainConfigModifier(ConfigModifier):
 
     def __call__(self, cfg: InstantiableConfig) -> InstantiableConfig:
         """Applies the modifiers to a trainer's config, in place, and returns what the last one returns."""
-        for modifier in self._modifiers:
-            cfg = modifier(cfg)
+        for i, modifier in enumerate(self._modifiers):
+            element = f"config_modifiers[{i}] ({_name(modifier)})"
+            try:
+                with set_by(element):
+                    cfg = modifier(cfg)
+            except Exception as e:
+                e.add_note(f"While applying {element}")
+                raise
+            if not isinstance(cfg, ConfigBase):
+                raise TypeError(
+                    error_message(
+                        where=f"{_name(self)}.{element}",
+                        what=f"it returned {cfg!r}",
+                        expected="the changed trainer config",
+                    )
+                )
         return cfg
 
 
@@ -233,10 +281,17 @@ def _name(modifier: ConfigModifier) -> str:
     return type(modifier).__name__
 
 
+def _check_names_something(named: Mapping[str, Any], *, where: str) -> None:
+    if not named:
+        raise ValueError(
+            error_message(where=where, what="it is empty, so it would change nothing", expected="an entry")
+        )
+
+
 def _config_at(cfg: ConfigBase, path: str, *, where: str) -> ConfigBase:
     """The config at a path; raises ValueError where there is none."""
     try:
-        found = value_at(cfg, path)
+        found = value_at(cfg, path, closed=("mesh_rules",))
     except PathError as e:
         raise ValueError(f"{where}: {e}") from e
     if not isinstance(found, ConfigBase):
@@ -249,8 +304,9 @@ def _config_at(cfg: ConfigBase, path: str, *, where: str) -> ConfigBase:
 
 
 def _set(cfg: ConfigBase, field: str, value: Any, *, where: str) -> None:
-    """Sets a field; a field that is not there is a ValueError that names the nearest."""
+    """Sets a field; one that is not there, or does not take the value, is an error that says where."""
     try:
         cfg.set(**{field: value})
-    except UnknownFieldError as e:
-        raise ValueError(f"{where}: {e}") from e
+    except (InvalidConfigValueError, UnknownFieldError) as e:
+        kind = ValueError if isinstance(e, UnknownFieldError) else InvalidConfigValueError
+        raise kind(f"{where}: {e}") from e

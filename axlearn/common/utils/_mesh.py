@@ -25,7 +25,8 @@ class HybridMeshShape:
     Attributes:
         ici_mesh_shape: Sizes of the axes within a granule; at most one may be -1.
         dcn_mesh_shape: Sizes of the axes across granules, as many; at most one may be -1. The mesh is their
-            product, axis by axis.
+            product, axis by axis. Where there is one granule only, such as the devices of one CPU, its devices
+            are split into as many parts as this asks for, -1 counting as 1.
     """
 
     ici_mesh_shape: MeshShape
@@ -37,7 +38,16 @@ class HybridMeshShape:
 
 
 def _legal_shape(mesh_shape: Sequence[int], num_devices: int) -> tuple[int, ...]:
-    """A shape near `mesh_shape` whose product is `num_devices`: the last axis that can make it so changes."""
+    """A shape near `mesh_shape` whose product is `num_devices`.
+
+    The first axis that was to be inferred takes what the others leave; else the last one that can changes.
+    """
+    if -1 in mesh_shape:
+        open_axis = list(mesh_shape).index(-1)
+        mesh_shape = [max(size, 1) for size in mesh_shape]
+        known = math.prod(size for i, size in enumerate(mesh_shape) if i != open_axis)
+        if num_devices % known == 0:
+            return (*mesh_shape[:open_axis], num_devices // known, *mesh_shape[open_axis + 1 :])
     for axis in reversed(range(len(mesh_shape))):
         others = math.prod(size for i, size in enumerate(mesh_shape) if i != axis)
         if others > 0 and num_devices % others == 0:
@@ -114,8 +124,13 @@ def infer_mesh_shape(mesh_shape: MeshShape, *, num_devices: Optional[int] = None
 
 def _granule_attribute(devices: Sequence[Any]) -> str:
     """What tells fast neighbours apart: the slice on TPU, the process elsewhere."""
-    on_tpu = devices[0].platform == "tpu" and hasattr(devices[0], "slice_index")
-    return "slice_index" if on_tpu else "process_index"
+    return "slice_index" if devices[0].platform == "tpu" else "process_index"
+
+
+def _num_granules(devices: Sequence[Any]) -> int:
+    attribute = _granule_attribute(devices)
+    # TPUs that do not say which slice they are in are in the same one.
+    return len({getattr(device, attribute, 0) for device in devices})
 
 
 def _single_granule_mesh(shape: tuple[int, ...], devices: Sequence[Any]) -> np.ndarray:
@@ -145,6 +160,41 @@ def _split_over_granules(
     )
 
 
+def _dcn_shape_of_one_granule(mesh_shape: HybridMeshShape) -> tuple[int, ...]:
+    """The sizes across granules that are asked for; where it is left open, one."""
+    return tuple(1 if size == -1 else size for size in mesh_shape.dcn_mesh_shape)
+
+
+def _fits_one_granule(mesh_shape: HybridMeshShape, *, num_devices: int) -> bool:
+    """Whether a single granule has the devices for the axes across granules, too."""
+    num_parts = math.prod(_dcn_shape_of_one_granule(mesh_shape))
+    return num_parts > 0 and num_devices % num_parts == 0
+
+
+def _within_one_granule(
+    mesh_shape: HybridMeshShape, *, num_devices: int, axis_names: Optional[Sequence[str]]
+) -> tuple[int, ...]:
+    """The mesh of the same axes where there is one granule only: what was to cross the slow network does not."""
+    dcn_shape = _dcn_shape_of_one_granule(mesh_shape)
+    num_parts = math.prod(dcn_shape)
+    ici_shape = _infer(
+        mesh_shape.ici_mesh_shape,
+        num_devices=num_devices // num_parts,
+        field="mesh_shape.ici_mesh_shape",
+        unit="devices of a slice or process" if num_parts == 1 else f"devices of each of {num_parts} parts",
+        axis_names=axis_names,
+    )
+    if num_parts > 1:
+        logging.warning(
+            "mesh_shape.dcn_mesh_shape=%s is for %d slices or processes, but there is one; its devices are split "
+            "into %d parts instead.",
+            tuple(mesh_shape.dcn_mesh_shape),
+            num_parts,
+            num_parts,
+        )
+    return tuple(x * y for x, y in zip(ici_shape, dcn_shape, strict=True))
+
+
 def _create_device_mesh(
     mesh_shape: Union[MeshShape, HybridMeshShape],
     *,
@@ -153,8 +203,11 @@ def _create_device_mesh(
 ) -> np.ndarray:
     devices = jax.devices() if devices is None else list(np.asarray(devices).flatten())
     attribute = _granule_attribute(devices)
-    num_granules = len({getattr(device, attribute) for device in devices})
+    num_granules = _num_granules(devices)
     if isinstance(mesh_shape, HybridMeshShape):
+        if num_granules == 1 and _fits_one_granule(mesh_shape, num_devices=len(devices)):
+            shape = _within_one_granule(mesh_shape, num_devices=len(devices), axis_names=axis_names)
+            return _single_granule_mesh(shape, devices)
         hybrid = HybridMeshShape(
             ici_mesh_shape=_infer(
                 mesh_shape.ici_mesh_shape,
@@ -171,8 +224,6 @@ def _create_device_mesh(
                 axis_names=axis_names,
             ),
         )
-        if num_granules == 1:
-            return _single_granule_mesh(tuple(hybrid.ici_mesh_shape), devices)
     else:
         shape = _infer(mesh_shape, num_devices=len(devices), axis_names=axis_names)
         if num_granules == 1:

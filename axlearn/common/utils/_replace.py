@@ -1,38 +1,18 @@
 """Putting configs of one class in place of those of another, wherever in a tree they are."""
 
 import dataclasses
-from collections.abc import Collection, Sequence
-from typing import Any, Optional, TypeVar
+from collections.abc import Sequence
+from typing import Any, Optional
 
 from axlearn.common.config import (
-    REQUIRED,
     ConfigBase,
     Configurable,
     error_message,
     is_named_tuple,
     nearest_names,
     public_name,
+    with_same_fields,
 )
-
-C = TypeVar("C", bound=ConfigBase)
-
-
-def with_same_fields(cfg: C, *, old: ConfigBase, exclude_keys: Collection[str] = ()) -> C:
-    """Returns a copy of a config that takes over what an old one says.
-
-    Args:
-        cfg: The new config.
-        old: The old config. Its value of each field that both have counts, unless it is REQUIRED.
-        exclude_keys: Fields not to take over; `klass` never is.
-
-    Returns:
-        The copy.
-    """
-    result = cfg.clone()
-    for name, value in old.items():
-        if name in result and name != "klass" and name not in exclude_keys and value is not REQUIRED:
-            result.set(**{name: value})
-    return result
 
 
 def replace_layer_config_recursively(

@@ -123,7 +123,7 @@ def _config():
         ("limits=(1, 2.5)", "limits", (1, 2.5)),
         ("scale=2", "scale", 2),
         ("scale=0.5", "scale", 0.5),
-        ("scale=1e3", "scale", 1000.0),
+        ("scale=1e3", "scale", 1000),
         ("hidden=7", "hidden", 7),
         ("remat_spec['prevent_cse']=false", "remat_spec['prevent_cse']", False),
         ("remat_spec.prevent_cse=false", "remat_spec['prevent_cse']", False),

@@ -65,6 +65,7 @@ def test_a_shape_that_does_not_match_says_what_would():
     ("shape", "message"),
     [
         ((-1, -1), r"2 axes are -1, for 8 devices. .* such as \(8, 1\)"),
+        ((-1, 2, -1), r"2 axes are -1, for 8 devices. .* such as \(4, 2, 1\)"),
         ((-1, 3), r"the known axes have product 3, which does not divide 8 devices"),
         ((0, 8), r"0 is not the size of an axis for 8 devices"),
         ((8, -2), r"-2 is not the size of an axis"),
@@ -121,3 +122,18 @@ def test_a_hybrid_shape_infers_within_and_across_processes():
     ):
         create_device_mesh(HybridMeshShape((2, 2), (3, 1)), devices=fake_devices(8, num_processes=2))
     assert create_device_mesh(HybridMeshShape((4, 2), (1, 1))).shape == (4, 2)
+
+
+def test_a_hybrid_shape_lies_within_the_only_process_where_there_is_one(caplog):
+    shape = HybridMeshShape(ici_mesh_shape=(1, -1, 2), dcn_mesh_shape=(2, -1, 1))
+    mesh = create_device_mesh(shape, devices=fake_devices(8))
+    assert [[[device.id for device in row] for row in part] for part in mesh] == [
+        [[0, 1], [2, 3]],
+        [[4, 5], [6, 7]],
+    ]
+    (record,) = caplog.records
+    assert "is for 2 slices or processes, but there is one" in record.getMessage()
+    with pytest.raises(ValueError, match=r"product 3 does not match 1 slices or processes"):
+        create_device_mesh(HybridMeshShape((4, 2), (3, 1)), devices=fake_devices(8))
+    with pytest.raises(ValueError, match=r"product 8 does not match 4 devices of each of 2 parts"):
+        create_device_mesh(HybridMeshShape((4, 2), (2, 1)), devices=fake_devices(8))
