@@ -21,6 +21,9 @@ class BaseNormalizationLayer(BaseLayer):
 
         # Size of the last dim of the inputs.
         input_dim: Required[int] = REQUIRED
+        # How inputs and outputs lie on the mesh; one entry a dim. None: as the compiler likes.
+        input_partition_spec: Optional[Any] = None
+        output_partition_spec: Optional[Any] = None
 
 
 class LayerNorm(BaseNormalizationLayer):
@@ -49,12 +52,13 @@ class LayerNorm(BaseNormalizationLayer):
     def forward(self, x: Float[Array, "*batch input_dim"]) -> Float[Array, "*batch input_dim"]:
         """Normalises over the last dim; the result has the dtype of `x`."""
         cfg: LayerNorm.Config = self.config
+        x = maybe_shard(x, cfg.input_partition_spec)
         y = x if cfg.forward_dtype is None else x.astype(cfg.forward_dtype)
         centred = y - jnp.mean(y, axis=-1, keepdims=True)
         variance = jnp.mean(jnp.square(centred), axis=-1, keepdims=True)
         y = centred * jax.lax.rsqrt(variance + cfg.eps)
         y = y * align_right(self.parameters["scale"], y) + align_right(self.parameters["bias"], y)
-        return y.astype(x.dtype)
+        return maybe_shard(y.astype(x.dtype), cfg.output_partition_spec)
 
 
 class RMSNorm(BaseNormalizationLayer):
@@ -74,9 +78,6 @@ class RMSNorm(BaseNormalizationLayer):
         eps: float = 1e-8
         # Dtype of the arithmetic. None: that of the inputs.
         forward_dtype: Optional[Any] = jnp.float32
-        # How inputs and outputs lie on the mesh; one entry a dim. None: as the compiler likes.
-        input_partition_spec: Optional[Any] = None
-        output_partition_spec: Optional[Any] = None
 
     def _create_layer_parameter_specs(self) -> dict[str, ParameterSpec]:
         cfg: RMSNorm.Config = self.config

@@ -8,15 +8,19 @@ from axlearn.common.utils._mesh import current_mesh as current_mesh
 from axlearn.common.utils._mesh import infer_mesh_shape as infer_mesh_shape
 from axlearn.common.utils._mesh import use_mesh as use_mesh
 from axlearn.common.utils._remat import RematPolicy as RematPolicy
+from axlearn.common.utils._remat import RematVerdict as RematVerdict
+from axlearn.common.utils._remat import combine_fn as combine_fn
+from axlearn.common.utils._remat import combine_remat_policies as combine_remat_policies
+from axlearn.common.utils._remat import offload_dots_saveable as offload_dots_saveable
 from axlearn.common.utils._remat import (
     save_and_offload_only_these_names_regex as save_and_offload_only_these_names_regex,
 )
 from axlearn.common.utils._replace import replace_layer_config_recursively as replace_layer_config_recursively
-from axlearn.common.utils._replace import with_same_fields as with_same_fields
 from axlearn.common.utils._sharding import DataPartitionType as DataPartitionType
 from axlearn.common.utils._sharding import DroppedAxes as DroppedAxes
 from axlearn.common.utils._sharding import NestedPartitionSpec as NestedPartitionSpec
 from axlearn.common.utils._sharding import TensorSpec as TensorSpec
+from axlearn.common.utils._sharding import applicable_spec as applicable_spec
 from axlearn.common.utils._sharding import data_partition_type_to_spec as data_partition_type_to_spec
 from axlearn.common.utils._sharding import fit_to_mesh as fit_to_mesh
 from axlearn.common.utils._sharding import global_to_host_array as global_to_host_array

@@ -139,7 +139,7 @@ def with_sharding_constraint(x: Any, spec: Any) -> Any:
     return jax.lax.with_sharding_constraint(x, spec)
 
 
-def _only_axes(spec: Sequence[Any], *, axis_names: set[str]) -> PartitionSpec:
+def _only_axes(spec: Union[PartitionSpec, Sequence[Any]], *, axis_names: set[str]) -> PartitionSpec:
     """The spec without the axes that are not in `axis_names`."""
 
     def keep(entry: Any) -> Any:
@@ -152,7 +152,7 @@ def _only_axes(spec: Sequence[Any], *, axis_names: set[str]) -> PartitionSpec:
     return PartitionSpec(*(keep(entry) for entry in spec))
 
 
-def maybe_shard(x: Tensor, spec: Optional[Sequence[Any]]) -> Tensor:
+def maybe_shard(x: Tensor, spec: Union[PartitionSpec, Sequence[Any], None]) -> Tensor:
     """Tells the compiler how an array lies on the mesh, as far as there is one.
 
     Args:
@@ -164,15 +164,29 @@ def maybe_shard(x: Tensor, spec: Optional[Sequence[Any]]) -> Tensor:
     Returns:
         `x`, constrained where there is a mesh.
     """
+    applicable = applicable_spec(spec, shape=np.shape(x))
+    return x if applicable is None else jax.lax.with_sharding_constraint(x, applicable)
+
+
+def applicable_spec(
+    spec: Union[PartitionSpec, Sequence[Any], None], *, shape: Sequence[int]
+) -> Optional[PartitionSpec]:
+    """What of a partition spec applies to an array of this shape here; see `maybe_shard`.
+
+    Args:
+        spec: A PartitionSpec, or what makes one.
+        shape: The shape of the array.
+
+    Returns:
+        The spec, as long as `spec`. None where there is no mesh that is not manual, or no spec.
+    """
     mesh = current_mesh()
     if spec is None or mesh is None:
-        return x
-    manual = set(getattr(mesh, "manual_axes", ()))
-    auto_axes = set(mesh.axis_names) - manual
+        return None
+    auto_axes = set(mesh.axis_names) - set(getattr(mesh, "manual_axes", ()))
     if not auto_axes:
-        return x
-    known = _only_axes(spec, axis_names=auto_axes)
-    return jax.lax.with_sharding_constraint(x, fit_to_mesh(known, shape=np.shape(x), mesh=mesh)[0])
+        return None
+    return fit_to_mesh(_only_axes(spec, axis_names=auto_axes), shape=shape, mesh=mesh)[0]
 
 
 class DataPartitionType(enum.Enum):

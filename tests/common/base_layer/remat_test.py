@@ -65,7 +65,9 @@ class Block(BaseLayer):
 
 
 def policy(saved):
-    return config_for_function(save_and_offload_only_these_names_regex).set(names_which_can_be_saved=saved)
+    return config_for_function(save_and_offload_only_these_names_regex).set(
+        names_which_can_be_saved=saved, names_which_can_be_offloaded=None
+    )
 
 
 def block(remat_spec=None, inner_spec=None):
@@ -153,6 +155,7 @@ def test_the_spec_prints_as_in_the_reference():
     assert [line for line in str(cfg).splitlines() if line.startswith("remat_spec")] == [
         "remat_spec['prevent_cse']: False",
         "remat_spec['policy'].fn: 'axlearn.common.utils.save_and_offload_only_these_names_regex'",
+        "remat_spec['policy'].names_which_can_be_offloaded: None",
         "remat_spec['policy'].names_which_can_be_saved: '.*proj'",
         "remat_spec['policy'].offload_dst: 'pinned_host'",
         "remat_spec['policy'].offload_src: 'device'",
