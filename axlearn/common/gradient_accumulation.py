@@ -48,7 +48,9 @@ def with_minibatch_steps(
     key per micro-batch; all other inputs are the same for all, so that parameters with noise are noisy once.
 
     Gradients are computed in the forward pass, and summed up in float32 (in the parameter's type where that is
-    wider). Only the loss can be differentiated. Of the other outputs,
+    wider). Only the loss can be differentiated. Where a "gradient" is the parameter's new value (the scales and
+    histories of float8 products, `Learner.gradient_is_new_value`), the largest of the micro-batches counts. Of the
+    other outputs,
 
     - summaries are combined by `metric_accumulator`; plain numbers are averaged;
     - state updates (new values of parameters, such as moving averages) are averaged, each micro-batch having
@@ -92,10 +94,19 @@ class MinibatchSteps:
         self._metric_accumulator = metric_accumulator
         self._grad_dtype = grad_dtype
 
-    def __call__(self, fn: ForwardFn) -> ForwardFn:
-        """Returns the forward pass that works in micro-batches."""
+    def __call__(self, fn: ForwardFn, *, is_new_value: Optional[Nested[bool]] = None) -> ForwardFn:
+        """Makes the forward pass that works in micro-batches.
+
+        Args:
+            fn: The forward pass of a batch.
+            is_new_value: A tree like the parameters: whose gradient is the new value. None: no parameter's.
+
+        Returns:
+            The forward pass.
+        """
         if self._steps == 1:
             return fn
+        new_values = frozenset(i for i, is_new in enumerate(jax.tree.leaves(is_new_value)) if is_new)
 
         def forward(*, model_params: NestedTensor, inputs: dict[str, Any]) -> ForwardOutputs:
             self.check_input_batch(inputs.get(_BATCH, {}))
@@ -103,7 +114,7 @@ class MinibatchSteps:
             if inputs.get(_KEY) is not None:
                 per_step[_KEY] = jax.random.split(inputs[_KEY], self._steps)
             shared = {name: value for name, value in inputs.items() if name not in per_step}
-            return self._run(fn, model_params, per_step=per_step, shared=shared)
+            return self._run(fn, model_params, per_step=per_step, shared=shared, new_values=new_values)
 
         return forward
 
@@ -147,26 +158,33 @@ class MinibatchSteps:
         return jnp.moveaxis(x.reshape(-1, self._steps, *x.shape[1:]), 1, 0)
 
     def _run(
-        self, fn: ForwardFn, model_params: NestedTensor, *, per_step: Nested[Tensor], shared: dict[str, Any]
+        self,
+        fn: ForwardFn,
+        model_params: NestedTensor,
+        *,
+        per_step: Nested[Tensor],
+        shared: dict[str, Any],
+        new_values: frozenset[int],
     ) -> ForwardOutputs:
         """The outputs of the whole batch, with a derivative that is known when they are."""
         leaves, treedef = jax.tree.flatten(model_params)
 
         @jax.custom_vjp
         def run(leaves: list[Tensor], rest: Any) -> ForwardOutputs:
-            return self._scan(fn, treedef, leaves, rest, differentiated=[])[0]
+            return self._scan(fn, treedef, leaves, rest, differentiated=[], new_values=new_values)[0]
 
         def run_forward(leaves: list[Any], rest: Any) -> tuple[ForwardOutputs, dict[int, Tensor]]:
             # Parameters that nobody differentiates, such as frozen ones, cost nothing.
             differentiated = [i for i, leaf in enumerate(leaves) if leaf.perturbed]
             values, rest = jax.tree.map(lambda x: x.value, (leaves, rest))
-            return self._scan(fn, treedef, values, rest, differentiated=differentiated)
+            return self._scan(fn, treedef, values, rest, differentiated=differentiated, new_values=new_values)
 
         def run_backward(grads: dict[int, Tensor], cotangents: ForwardOutputs) -> tuple[list[Any], None]:
             if isinstance(cotangents.loss, jax.custom_derivatives.SymbolicZero):
                 return [None] * len(leaves), None
+            factors = {i: 1 if i in new_values else cotangents.loss for i in grads}
             return [
-                (grads[i] * cotangents.loss).astype(leaf.dtype) if i in grads else None
+                (grads[i] * factors[i]).astype(leaf.dtype) if i in grads else None
                 for i, leaf in enumerate(leaves)
             ], None
 
@@ -181,6 +199,7 @@ class MinibatchSteps:
         rest: tuple[Nested[Tensor], dict[str, Any]],
         *,
         differentiated: Sequence[int],
+        new_values: frozenset[int],
     ) -> tuple[ForwardOutputs, dict[int, Tensor]]:
         """Works through the micro-batches.
 
@@ -190,27 +209,47 @@ class MinibatchSteps:
             leaves: The parameters.
             rest: What differs between micro-batches, stacked; and the other inputs.
             differentiated: The indices of the parameters that need a gradient.
+            new_values: The indices of those whose gradient is their new value.
 
         Returns:
             The outputs of the whole batch, and the gradients by index.
         """
         per_step, shared = rest
 
-        def weighted_loss(chosen: dict[int, Tensor], own: dict[str, Any]) -> tuple[Tensor, ForwardOutputs]:
+        # New values are made from the gradients that flow back, which must be of the same size as those of a whole
+        # batch: the loss of one of `steps` parts, and its weight only behind. Without new values the weight comes
+        # first, which leaves a plain sum, and compilers can move its all-reduce out of the loop.
+        has_new_values = not new_values.isdisjoint(differentiated)
+
+        def scaled_loss(chosen: dict[int, Tensor], own: dict[str, Any]) -> tuple[Tensor, ForwardOutputs]:
             params = jax.tree.unflatten(treedef, [chosen.get(i, leaf) for i, leaf in enumerate(leaves)])
             outputs = fn(model_params=params, inputs={**shared, **own})
-            return outputs.loss * jax.lax.stop_gradient(_weights(outputs.loss_weight)), outputs
+            factor = 1 / self._steps if has_new_values else _weights(outputs.loss_weight)
+            return outputs.loss * jax.lax.stop_gradient(factor), outputs
 
         def body(sums: dict[int, Tensor], own: Any) -> tuple[dict[int, Tensor], ForwardOutputs]:
-            grads, outputs = jax.grad(weighted_loss, has_aux=True)({i: leaves[i] for i in sums}, own)
-            # A plain sum, weighted before: compilers can move its all-reduce out of the loop.
-            return jax.tree.map(lambda x, grad: x + grad.astype(x.dtype), sums, grads), outputs
+            grads, outputs = jax.grad(scaled_loss, has_aux=True)({i: leaves[i] for i in sums}, own)
+            if not has_new_values:
+                return jax.tree.map(lambda x, grad: x + grad.astype(x.dtype), sums, grads), outputs
+            weight = _weights(outputs.loss_weight) * self._steps
+            return {
+                i: jnp.maximum(x, grads[i].astype(x.dtype))
+                if i in new_values
+                else x + weight.astype(x.dtype) * grads[i].astype(x.dtype)
+                for i, x in sums.items()
+            }, outputs
 
-        zeros = {i: jnp.zeros_like(leaves[i], dtype=_accumulator_dtype(leaves[i])) for i in differentiated}
-        sums, outputs = jax.lax.scan(body, zeros, per_step)
+        def first(i: int) -> Tensor:
+            fill = -jnp.inf if i in new_values else 0
+            return jnp.full_like(leaves[i], fill, dtype=_accumulator_dtype(leaves[i]))
+
+        sums, outputs = jax.lax.scan(body, {i: first(i) for i in differentiated}, per_step)
         weights = jnp.broadcast_to(_weights(outputs.loss_weight), [self._steps])
         total_weight = jnp.sum(weights)
-        grads = jax.tree.map(lambda x: self._rounded(x / total_weight.astype(x.dtype)), sums)
+        grads = {
+            i: x if i in new_values else self._rounded(x / total_weight.astype(x.dtype))
+            for i, x in sums.items()
+        }
         return self._combine(outputs, shares=weights / total_weight), grads
 
     def _rounded(self, grad: Tensor) -> Tensor:

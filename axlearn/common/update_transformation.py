@@ -185,6 +185,18 @@ class LearnerModule(Module):
 class UpdateTransformation(LearnerModule):
     """Changes updates: an optimizer, or a part of one, that may look at the forward pass."""
 
+    @nowrap
+    def gradient_is_new_value(self, model_params: Nested[Any]) -> Nested[bool]:
+        """Which parameters have their new value for a gradient; see `OverrideInplaceUpdateTransformation`.
+
+        Args:
+            model_params: A tree of OptParam or of ParameterSpec; None where they are masked.
+
+        Returns:
+            A tree of the same structure.
+        """
+        return jax.tree.map(lambda _: False, model_params, is_leaf=is_opt_param)
+
     def transform_update(self, updates: Updates) -> Updates:
         """Changes updates. The new state goes to the state updates of the context.
 
@@ -278,6 +290,11 @@ class ConditionalUpdateTransformation(UpdateTransformation):
         self._add_child("inner", as_update_transformation(cfg.inner))
 
     @nowrap
+    def gradient_is_new_value(self, model_params: Nested[Any]) -> Nested[bool]:
+        """See UpdateTransformation."""
+        return self.inner.gradient_is_new_value(model_params)
+
+    @nowrap
     def create_state_partition_specs(self, model_param_specs: Nested[ParameterSpec]) -> Any:
         """See LearnerModule."""
         step = OptStateSpec(shape=(), dtype=jnp.int32, mesh_axes=PartitionSpec())
@@ -343,6 +360,13 @@ class OverrideInplaceUpdateTransformation(UpdateTransformation):
             lambda path: match_regex_rules(path, rules=rules, default_value=True),
             tree_paths(tree, is_leaf=is_opt_param),
         )
+
+    @nowrap
+    def gradient_is_new_value(self, model_params: Nested[Any]) -> Nested[bool]:
+        """See UpdateTransformation."""
+        keep = self._is_inner(model_params)
+        inner = self.transformation.gradient_is_new_value(mask_tree(model_params, keep=keep))
+        return jax.tree.map(lambda is_inner, new: not is_inner or new, keep, inner)
 
     @nowrap
     def create_state_partition_specs(self, model_param_specs: Nested[ParameterSpec]) -> Any:

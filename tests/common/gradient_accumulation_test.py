@@ -299,3 +299,35 @@ def test_a_number_of_steps_below_one_is_refused(steps):
     with pytest.raises((ValueError, TypeError)) as e:
         cfg.set(steps=steps).instantiate()
     assert "steps" in str(e.value)
+
+
+@jax.custom_vjp
+def _with_new_value(x, new_value):
+    """`x`; the gradient of `new_value` is what flows back through `x`, at most."""
+    return x
+
+
+_with_new_value.defvjp(lambda x, new_value: (x, None), lambda _, g: (g, jnp.max(jnp.abs(g))))
+
+
+def test_of_gradients_that_are_new_values_the_largest_counts_whatever_the_weights():
+    params = {"amax": jnp.zeros([]), "scale": jnp.ones([])}
+
+    def forward(*, model_params, inputs):
+        batch = inputs["input_batch"]
+        outputs = _with_new_value(model_params["scale"] * batch["x"][:, 0], model_params["amax"])
+        num_live = jnp.sum(batch["live"])
+        empty = OutputCollection(summaries={}, state_updates={}, module_outputs={})
+        loss = jnp.sum(outputs**2 * batch["live"]) / num_live
+        return ForwardOutputs(loss=loss, aux={}, output_collection=empty, loss_weight=num_live)
+
+    live = np.array([1, 1, 1, 0, 1, 0, 1, 1], np.float32)
+    inputs = _inputs(live)
+    transformation = with_minibatch_steps(2, MetricAccumulator.default_config())
+    in_parts = transformation(forward, is_new_value={"amax": True, "scale": False})
+    grads = jax.grad(lambda params: in_parts(model_params=params, inputs=inputs).loss)(params)
+    x = inputs["input_batch"]["x"][:, 0]
+    np.testing.assert_allclose(grads["scale"], 2 * np.sum(x**2 * live) / 6, rtol=1e-6)
+    # Half of what each micro-batch has alone: what the whole batch has, but for the number of its live rows.
+    parts = [2 * np.abs(x * live)[i::2].max() / live[i::2].sum() / 2 for i in range(2)]
+    np.testing.assert_allclose(grads["amax"], max(parts), rtol=1e-6)

@@ -15,6 +15,7 @@ from axlearn.common.update_transformation import (
     OverrideInplaceUpdateTransformation,
     Updates,
     WrappedPartitionedGradientTransformation,
+    as_update_transformation,
     mask_tree,
 )
 from axlearn.common.utils import flatten_items
@@ -116,6 +117,26 @@ def test_override_takes_gradients_as_new_values_and_hides_them_from_the_inner_on
         "transformation/0/trace/layer/weight",
         "transformation/2/count",
     ]
+
+
+def test_an_override_says_whose_gradient_is_the_new_value_also_within_others():
+    inner = OverrideInplaceUpdateTransformation.default_config().set(
+        transformation=config_for_function(optimizers.sgd_optimizer).set(
+            learning_rate=2.0, decouple_weight_decay=True
+        ),
+        rules=[".*/scale"],
+    )
+    outer = inner.clone(transformation=inner, rules=[".*/weight"])
+    sometimes = ConditionalUpdateTransformation.default_config().set(inner=outer, update_schedule=1)
+    params = _updates().opt_params
+    for cfg, found in (
+        (inner, {"layer/scale"}),
+        (sometimes, {"layer/scale", "layer/weight"}),
+        (as_update_transformation(inner.transformation), set()),
+    ):
+        transformation = cfg.clone(name="optimizer").instantiate(parent=None)
+        is_new_value = dict(flatten_items(transformation.gradient_is_new_value(params)))
+        assert {path for path, is_new in is_new_value.items() if is_new} == found
 
 
 def test_a_conditional_transformation_acts_at_its_steps_and_leaves_no_bit_changed_at_the_others():

@@ -2,21 +2,21 @@
 
 from typing import Any, Optional
 
-import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from axlearn.common.base_layer import BaseLayer, FactorizationSpec, ParameterSpec
+from axlearn.common.base_layer import FactorizationSpec, ParameterSpec
 from axlearn.common.config import REQUIRED, Required, config_class
 from axlearn.common.layers import align_right, gather_weight
 from axlearn.common.param_init import FanAxes
+from axlearn.common.quantized_dot_general import DenseGeneralBaseLayer
 from axlearn.common.utils import maybe_shard
 
 
-class BaseMultiheadLinear(BaseLayer):
+class BaseMultiheadLinear(DenseGeneralBaseLayer):
     """A dense layer whose weight is `[model_dim, num_heads, per_head_dim]`."""
 
     @config_class
-    class Config(BaseLayer.Config):
+    class Config(DenseGeneralBaseLayer.Config):
         """Configures `BaseMultiheadLinear`."""
 
         # Size of the dim on the side of the model.
@@ -57,7 +57,7 @@ class BaseMultiheadLinear(BaseLayer):
         params = self.parameters
         # What splits the model dim of the weight is for storage.
         weight = gather_weight(params["weight"], cfg.param_partition_spec, dims=[0])
-        outputs = jnp.einsum(equation, inputs, weight)
+        outputs = self._einsum(equation, inputs, weight)
         if cfg.bias:
             outputs = outputs + align_right(params["bias"], outputs)
         return maybe_shard(outputs, cfg.output_partition_spec)

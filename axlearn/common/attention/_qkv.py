@@ -258,7 +258,9 @@ class FusedQKVLinear(BaseQKVLinear):
         weight = gather_weight(
             params["weight"], None if weight_spec is None else (None, *weight_spec), dims=[1]
         )
-        if key is None and value is None:
+        if getattr(layer_cfg, "quantized_dot_general", None) is not None:
+            projections = self._quantized_projections((query, key, value), weight, params)
+        elif key is None and value is None:
             stacked = jnp.einsum("btd,pdnh->pbtnh", query, weight)
             projections = [stacked[i] for i in range(3)]
         else:
@@ -267,6 +269,26 @@ class FusedQKVLinear(BaseQKVLinear):
         if "bias" in params:
             projections = [p + align_right(params["bias"][i], p) for i, p in enumerate(projections)]
         return QKVOutput(*(maybe_shard(p, layer_cfg.output_partition_spec) for p in projections))
+
+    def _quantized_projections(
+        self, sources: tuple[Hidden, Optional[Source], Optional[Source]], weight: jax.Array, params: Any
+    ) -> list[jax.Array]:
+        """The three products in few bits: as one, whose parts share scales, where all sources are the same."""
+        query, key, value = sources
+        multiply = self.qkv_proj.quantized_dot_general.multiply
+        params = dict(params.get("quantized_dot_general", {}))
+        if key is None and value is None:
+            stacked = multiply("btd,pdnh->btpnh", activation=query, kernel=weight, params=params)
+            return [stacked[:, :, i] for i in range(3)]
+        return [
+            multiply(
+                "btd,dnh->btnh",
+                activation=query if x is None else x,
+                kernel=weight[i],
+                params=jax.tree.map(lambda p, i=i: p[i], params),
+            )
+            for i, x in enumerate(sources)
+        ]
 
 
 def _split_over_heads(heads: jax.Array, weight_spec: Optional[Sequence[Any]]) -> jax.Array:

@@ -5,17 +5,18 @@ from typing import Any, Optional
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from axlearn.common.base_layer import BaseLayer, FactorizationSpec, ParameterSpec
+from axlearn.common.base_layer import FactorizationSpec, ParameterSpec
 from axlearn.common.config import REQUIRED, Required, config_class
 from axlearn.common.layers._gather import dims_split_by_batch_axes, gather_weight
+from axlearn.common.quantized_dot_general import DenseGeneralBaseLayer
 from axlearn.common.utils import maybe_shard
 
 
-class Linear(BaseLayer):
+class Linear(DenseGeneralBaseLayer):
     """`y = x W + b` over the last dim."""
 
     @config_class
-    class Config(BaseLayer.Config):
+    class Config(DenseGeneralBaseLayer.Config):
         """Configures `Linear`."""
 
         # Size of the last dim of the inputs.
@@ -54,7 +55,7 @@ class Linear(BaseLayer):
         params = self.parameters
         spec, output_spec = cfg.param_partition_spec, cfg.output_partition_spec
         weight = gather_weight(params["weight"], spec, dims=dims_split_by_batch_axes(spec, output_spec))
-        output = jnp.einsum("...i,io->...o", x, weight)
+        output = self._einsum("...i,io->...o", x, weight)
         if cfg.bias:
             output = output + align_right(params["bias"], output)
         return maybe_shard(output, output_spec)

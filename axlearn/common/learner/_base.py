@@ -92,6 +92,18 @@ class BaseLearner(LearnerModule):
         """
         raise NotImplementedError(type(self))
 
+    @nowrap
+    def gradient_is_new_value(self, model_params: Nested[Any]) -> Nested[bool]:
+        """Which parameters have their new value for a gradient, such as the scales of float8 products.
+
+        Args:
+            model_params: A tree of OptParam or of ParameterSpec; None where they are masked.
+
+        Returns:
+            A tree of the same structure.
+        """
+        raise NotImplementedError(type(self))
+
     def update(self, updates: Updates) -> NestedTensor:
         """Applies updates. New states go to the state updates of the context.
 
@@ -125,10 +137,21 @@ class BaseLearner(LearnerModule):
     def _init_ema(self, model_params: NestedOptParam) -> dict[str, Any]:
         return {} if self._ema is None else {"ema": self._ema.init(model_params)}
 
-    def _update_ema(self, new_params: NestedTensor) -> None:
+    def _update_ema(self, new_params: NestedTensor, *, is_new_value: Nested[bool]) -> None:
+        """Moves the averages on. Of parameters with `is_new_value` the latest value counts: scales that lag behind
+        the weights would cut them off.
+        """
         if self._ema is None:
             return
         _, new_ema = self._ema.update({}, self.state["ema"], jax.tree.map(OptParam, new_params))
+        if any(jax.tree.leaves(is_new_value)):
+            averages = jax.tree.map(
+                lambda is_new, latest, average: latest.astype(average.dtype) if is_new else average,
+                is_new_value,
+                new_params,
+                new_ema.ema,
+            )
+            new_ema = new_ema._replace(ema=averages)
         self.add_state_update("ema", new_ema)
 
     def forward_and_backward(
@@ -149,7 +172,9 @@ class BaseLearner(LearnerModule):
         Raises:
             ValueError: If the forward pass has a new value for something that is no parameter.
         """
-        if self._forward_fn_transformation is not None:
+        if isinstance(self._forward_fn_transformation, MinibatchSteps):
+            fn = self._forward_fn_transformation(fn, is_new_value=self.gradient_is_new_value(opt_params))
+        elif self._forward_fn_transformation is not None:
             fn = self._forward_fn_transformation(fn)
         values = opt_param_values(opt_params)
         should_optimize = self.should_update_with_optimizers(opt_params)

@@ -1,6 +1,6 @@
 """Several learners side by side, each with parameters of its own."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Optional
 
 import jax
@@ -123,9 +123,20 @@ class CompositeLearner(BaseLearner):
     @nowrap
     def should_update_with_optimizers(self, model_params: Nested[Any]) -> Nested[bool]:
         """See BaseLearner."""
+        return self._merged(model_params, lambda learner, own: learner.should_update_with_optimizers(own))
+
+    @nowrap
+    def gradient_is_new_value(self, model_params: Nested[Any]) -> Nested[bool]:
+        """See BaseLearner."""
+        return self._merged(model_params, lambda learner, own: learner.gradient_is_new_value(own))
+
+    def _merged(
+        self, model_params: Nested[Any], fn: Callable[[Any, Nested[Any]], Nested[bool]]
+    ) -> Nested[bool]:
+        """What `fn` says of each learner and its own parameters, put together."""
         result = jax.tree.map(lambda _: False, model_params, is_leaf=is_opt_param)
         for name, keep in self._masks(model_params).items():
-            own = self._learners[name].should_update_with_optimizers(mask_tree(model_params, keep=keep))
+            own = fn(self._learners[name], mask_tree(model_params, keep=keep))
             result = jax.tree.map(lambda kept, old, new: new if kept else old, keep, result, own)
         return result
 
@@ -158,7 +169,8 @@ class CompositeLearner(BaseLearner):
         for name, keep in self._masks(updates.opt_params).items():
             own = self._learners[name].update(_part_of(updates, keep))
             new_params = jax.tree.map(lambda kept, old, new: new if kept else old, keep, new_params, own)
-        self._update_ema(new_params)
+        is_new_value = self.gradient_is_new_value(updates.opt_params)
+        self._update_ema(new_params, is_new_value=is_new_value)
         return new_params
 
 

@@ -108,6 +108,11 @@ class Learner(BaseLearner):
         return jax.tree.map(should_update, self._update_types(model_params), model_params)
 
     @nowrap
+    def gradient_is_new_value(self, model_params: Nested[Any]) -> Nested[bool]:
+        """See BaseLearner."""
+        return self.optimizer.gradient_is_new_value(model_params)
+
+    @nowrap
     def create_state_partition_specs(self, model_param_specs: Nested[ParameterSpec]) -> dict[str, Any]:
         """See LearnerModule."""
         self._check_update_rules(model_param_specs)
@@ -126,11 +131,15 @@ class Learner(BaseLearner):
     def update(self, updates: Updates) -> NestedTensor:
         """See BaseLearner."""
         optimized = updates.mask(self.should_update_with_optimizers(updates.opt_params))
-        add_per_variable_summaries(optimized, prefixes=self.config.enable_per_variable_summaries)
+        is_new_value = self.gradient_is_new_value(updates.opt_params)
+        add_per_variable_summaries(
+            optimized.mask(jax.tree.map(lambda is_new: not is_new, is_new_value)),
+            prefixes=self.config.enable_per_variable_summaries,
+        )
         transformed = self.optimizer.transform_update(optimized)
         new_params = _add_deltas(updates.param_values(), transformed.delta_updates)
         new_params = self._with_inplace_updates(new_params, transformed.inplace_updates)
-        self._update_ema(new_params)
+        self._update_ema(new_params, is_new_value=is_new_value)
         return new_params
 
     def _with_inplace_updates(self, old_params: NestedTensor, inplace_updates: NestedTensor) -> NestedTensor:

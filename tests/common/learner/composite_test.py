@@ -13,7 +13,7 @@ from axlearn.common.learner import CompositeLearner, Learner, UpdateType
 from axlearn.common.metrics import MetricAccumulator
 from axlearn.common.module import functional, new_output_collection
 from axlearn.common.optimizer_base import make_opt_params
-from axlearn.common.update_transformation import ForwardOutputs
+from axlearn.common.update_transformation import ForwardOutputs, OverrideInplaceUpdateTransformation
 from axlearn.common.utils import flatten_items
 
 PARAMS = {
@@ -163,3 +163,12 @@ def test_rules_that_do_not_fit_are_errors(changes, message):
     with pytest.raises(ValueError) as e:
         _config().set(**changes).instantiate(parent=None).init(make_opt_params(PARAMS))
     assert str(e.value) == message
+
+
+def test_each_learner_says_of_its_own_parameters_whose_gradient_is_the_new_value():
+    cfg = _config()
+    cfg.learners["fast"].optimizer = OverrideInplaceUpdateTransformation.default_config().set(
+        transformation=cfg.learners["fast"].optimizer, rules=[".*/weight"]
+    )
+    is_new_value = cfg.instantiate(parent=None).gradient_is_new_value(make_opt_params(PARAMS))
+    assert is_new_value == {"decoder": {"mean": False, "weight": True}, "encoder": {"weight": False}}
