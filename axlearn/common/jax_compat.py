@@ -46,6 +46,22 @@ def get_mesh() -> Mesh | AbstractMesh | None:
         return abstract_mesh
 
 
+def default_platform(mesh: Mesh | AbstractMesh | None) -> str:
+    """The platform that a program is traced for: that of the mesh's devices, which need not be here.
+
+    Args:
+        mesh: The mesh, also the abstract one that there is while jit traces. None: there is none.
+
+    Returns:
+        The name of the platform, such as "tpu"; without a mesh that knows, the default one of this process.
+    """
+    if isinstance(mesh, Mesh):
+        return mesh.devices.flat[0].platform
+    # It knows its device from the mesh that it was made from; one that was made by hand may not.
+    device = getattr(mesh, "abstract_device", None)
+    return jax.default_backend() if device is None else device.platform
+
+
 # The parameters that hold the program of a call, by whatever name its primitive goes.
 _CALL_PARAMS = ("jaxpr", "call_jaxpr", "fun_jaxpr")
 # These have a program too, but it is a loop's, or sees parts of arrays and not whole ones.

@@ -1,5 +1,6 @@
 """Multi-head attention."""
 
+import dataclasses
 from typing import Any, NamedTuple, Optional, Union
 
 import jax.numpy as jnp
@@ -15,6 +16,7 @@ from axlearn.common.attention_bias import (
     BoolAttentionBias,
     CausalAttentionBias,
     LeftRightWindowAttentionBias,
+    MaskFnAttentionBias,
     SegmentIdAttentionBias,
     SlidingWindowAttentionBias,
     ZeroAttentionBias,
@@ -277,7 +279,9 @@ class MultiheadAttention(BaseLayer):
         q_proj, k_proj, v_proj = self._project(query, key=key, value=value, query_positions=query_positions)
         kv_state = KVState(k_proj=k_proj, v_proj=v_proj, key_positions=default_positions(k_proj))
         bias = as_attention_bias(attention_logit_biases) + self._position_bias(
-            target_positions=default_positions(query), source_positions=kv_state.key_positions
+            target_positions=default_positions(query),
+            source_positions=kv_state.key_positions,
+            in_order=True,
         )
         if segment_ids is not None:
             self._check_self_attention(key, value)
@@ -393,9 +397,19 @@ class MultiheadAttention(BaseLayer):
         classes = (CausalAttentionBias, SlidingWindowAttentionBias, LeftRightWindowAttentionBias)
         return bool(cfg.causal) or any(_is_config_of(cfg.mask, cls) for cls in classes)
 
-    def _position_bias(self, *, target_positions: Array, source_positions: Array) -> BaseAttentionBias:
-        """Whatever is configured as a function of these indices into the sequence."""
+    def _position_bias(
+        self, *, target_positions: Array, source_positions: Array, in_order: bool = False
+    ) -> BaseAttentionBias:
+        """Whatever is configured as a function of these indices into the sequence.
+
+        Args:
+            target_positions: The index of each target.
+            source_positions: The index of each source.
+            in_order: Whether both are 0, 1, 2, ..., which kernels can make use of.
+        """
         bias = self._mask_bias(target_positions=target_positions, source_positions=source_positions)
+        if in_order and isinstance(bias, MaskFnAttentionBias):
+            bias = dataclasses.replace(bias, in_order=True)
         if self._logit_bias is None:
             return bias
         return bias + self._logit_bias.instantiate(
@@ -451,11 +465,15 @@ class MultiheadAttention(BaseLayer):
         return_aux: Optional[set[str]],
     ) -> AttentionOutput:
         """From queries, keys and values to outputs."""
+        return_aux = return_aux or set()
         context, probs = self._compute_attention(
-            query=query, key=kv_state.k_proj, value=kv_state.v_proj, bias=bias
+            query=query,
+            key=kv_state.k_proj,
+            value=kv_state.v_proj,
+            bias=bias,
+            need_probs="probs" in return_aux,
         )
         output = self.o_proj(self._remat_name(context, "context"))
-        return_aux = return_aux or set()
         return AttentionOutput(
             data=self._remat_name(output, "o_proj"),
             probs=probs if "probs" in return_aux else None,
@@ -463,7 +481,7 @@ class MultiheadAttention(BaseLayer):
         )
 
     def _compute_attention(
-        self, *, query: Array, key: Array, value: Array, bias: BaseAttentionBias
+        self, *, query: Array, key: Array, value: Array, bias: BaseAttentionBias, need_probs: bool
     ) -> tuple[Array, Optional[Array]]:
         """Attends: the part that other backends replace.
 
@@ -472,10 +490,11 @@ class MultiheadAttention(BaseLayer):
             key: `[batch, source, num_kv_heads, per_head_dim]`, scaled.
             value: `[batch, source, num_kv_heads, per_head_dim]`.
             bias: Everything that is added to the logits, masks included.
+            need_probs: Whether the probabilities are asked for.
 
         Returns:
-            The context `[batch, target, num_heads, per_head_dim]`, and the probabilities or None if this
-            backend does not have them.
+            The context `[batch, target, num_heads, per_head_dim]`, and the probabilities; they may be None
+            where nobody needs them.
         """
         probs = self._compute_probs(attention_logits(query, key), bias)
         return attention_context(self.dropout(probs), value), probs

@@ -28,12 +28,22 @@ from axlearn.common.causal_lm import Model
 from axlearn.common.config import public_name
 from axlearn.common.decoder import Decoder, LmHead
 from axlearn.common.embedding import TransformerTextEmbeddings
+from axlearn.common.flash_attention.layer import FlashAttention
 from axlearn.common.hf._errors import refusal
 from axlearn.common.hf._facts import DecoderFacts, RopeFacts
 from axlearn.common.hf._layer_places import layer_places
 from axlearn.common.hf._model_fields import check_fields
 from axlearn.common.hf._rope import rope_from_layer
 from axlearn.common.layers import Embedding, Linear, RMSNorm
+
+# Fields of FlashAttention that decide where and in which pieces it computes, and not what.
+_FLASH_FIELDS = (
+    "tpu_block_size",
+    "gpu_block_size",
+    "backend_overrides",
+    "mha_dim_to_partition_spec",
+    "output_dim_to_partition_spec",
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -185,9 +195,10 @@ def _attention(cfg: Any, *, where: str, dim: int) -> tuple[dict[str, Any], list[
     check_fields(
         cfg,
         where=where,
-        classes=(GroupedQueryAttention, MultiheadAttention),
+        classes=(GroupedQueryAttention, MultiheadAttention, FlashAttention),
         read=(
             *("hidden_dim", "input_linear", "output_linear", "query_scale", "key_scale", "causal", "mask"),
+            *_FLASH_FIELDS,
         ),
     )
     rope_qkv, rope_where = cfg.input_linear, f"{where}.input_linear"

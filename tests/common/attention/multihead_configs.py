@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import PartitionSpec
 
 from axlearn.common.attention import (
     GroupedQKVLinear,
@@ -18,6 +19,7 @@ from axlearn.common.attention import (
 )
 from axlearn.common.attention_bias import SlidingWindowAttentionBias, alibi_attention_bias
 from axlearn.common.config import config_for_function
+from axlearn.common.flash_attention.layer import FlashAttention
 from axlearn.common.layers import RMSNorm
 from axlearn.common.module import functional
 from axlearn.common.utils import flatten_items
@@ -62,6 +64,11 @@ def _windowed(cfg: MultiheadAttention.Config) -> MultiheadAttention.Config:
     return cfg
 
 
+_HEADS_SPEC = PartitionSpec(BATCH_AXES, None, ("seq", "model"), None)
+_FLASH_SPECS = {
+    "mha_dim_to_partition_spec": {"btnh": _HEADS_SPEC, "bsnh": _HEADS_SPEC},
+    "output_dim_to_partition_spec": {"btnh": PartitionSpec(BATCH_AXES, "seq", "model", None)},
+}
 _ALIBI = config_for_function(alibi_attention_bias)
 _WINDOW_MASK = SlidingWindowAttentionBias.default_config(sliding_window_size=WINDOW)
 _EVERYTHING = {
@@ -85,6 +92,8 @@ CAUSAL = {
     "mha-sink-ring": _windowed(_attention(MultiheadAttention, logit_sink=True)),
     "gqa-everything": _attention(causal=True, **_EVERYTHING),
     "gqa-everything-ring": _windowed(_attention(**_EVERYTHING)),
+    "flash": _attention(FlashAttention, causal=True, **_FLASH_SPECS),
+    "flash-everything-ring": _windowed(_attention(FlashAttention, **_EVERYTHING, **_FLASH_SPECS)),
     "sigmoid": _attention(SigmoidAttention, causal=True, seq_len=8),
     "sigmoid-alibi-ring": _windowed(_attention(SigmoidAttention, logit_bias=_ALIBI, seq_len=8)),
 }

@@ -18,11 +18,11 @@ from axlearn.common.attention_bias import (
     LeftRightWindowAttentionBias,
     SlidingWindowAttentionBias,
 )
-from axlearn.common.config import config_for_function
+from axlearn.common.config import config_for_function, with_same_fields
 from axlearn.common.hf import Family, facts_from_model, hf_config_from_model
 from axlearn.common.layers import Embedding, LayerNorm, set_dropout_rate_recursively
 from axlearn.common.logit_modifiers import scale_by
-from axlearn.experiments.text.gpt import fuji_tiny, hf
+from axlearn.experiments.text.gpt import common, fuji_tiny, hf
 from tests.parity.hf_models import read_config
 
 
@@ -44,6 +44,20 @@ def test_what_leaves_the_numbers_alone_is_passed_over():
     _attention(model).set(kv_cache=None, param_partition_spec=("model",))
     model.decoder.transformer.layer.feed_forward.hidden_dim = 512
     assert facts_from_model(model) == facts
+
+
+def test_flash_attention_is_the_same_maths():
+    model = _model()
+    facts = facts_from_model(model)
+    block = model.decoder.transformer.layer.self_attention
+    flash = common.flash_attention_config().set(
+        tpu_block_size=1024, backend_overrides={"implementation": "xla"}
+    )
+    block.attention = with_same_fields(flash, old=block.attention)
+    assert facts_from_model(model) == facts
+    block.attention.softmax_scale = 0.5
+    with pytest.raises(ValueError, match="softmax_scale"):
+        facts_from_model(model)
 
 
 def test_masks_and_scales_may_be_written_in_several_ways():

@@ -1,0 +1,85 @@
+"""Sorting what is added to the logits into what kernels know."""
+
+import dataclasses
+from typing import NamedTuple, Optional
+
+from axlearn.common.attention_bias import (
+    BaseAttentionBias,
+    CompositeAttentionBias,
+    LeftRightWindowAttentionBias,
+    MaskFn,
+    MaskFnAttentionBias,
+    SegmentIdAttentionBias,
+    SlidingWindowAttentionBias,
+    causal_mask,
+)
+from axlearn.common.attention_kernels import Window
+
+
+class SortedBias(NamedTuple):
+    """What is added to the logits.
+
+    Attributes:
+        window: What the masks of indices let a query see, as far as they are windows.
+        mask_fns: The other masks of indices.
+        segments: Segment ids, with both arrays. None: there are none.
+        explicit: The classes of everything else.
+        is_self_segmented: Whether queries and keys have the same segment ids.
+    """
+
+    window: Window = Window()
+    mask_fns: tuple[MaskFn, ...] = ()
+    segments: Optional[SegmentIdAttentionBias] = None
+    explicit: tuple[str, ...] = ()
+    is_self_segmented: bool = True
+
+
+def sort_bias(bias: BaseAttentionBias) -> SortedBias:
+    """Sorts the summands of a bias.
+
+    Args:
+        bias: The bias.
+
+    Returns:
+        Each summand in one place. Masks of indices that are not known to be 0, 1, 2, ..., and all segment ids but
+        the first, count as explicit.
+    """
+    found = SortedBias()
+    for leaf in bias.leaves():
+        if not leaf.has_value():
+            continue
+        window = _window_of(leaf)
+        if window is not None:
+            found = found._replace(window=found.window.intersect(window))
+        elif isinstance(leaf, MaskFnAttentionBias) and leaf.in_order:
+            found = found._replace(mask_fns=(*found.mask_fns, leaf.mask))
+        elif isinstance(leaf, SegmentIdAttentionBias) and found.segments is None:
+            is_self = leaf.source_segment_ids is None or leaf.source_segment_ids is leaf.segment_ids
+            found = found._replace(segments=_with_both(leaf), is_self_segmented=is_self)
+        else:
+            found = found._replace(explicit=(*found.explicit, type(leaf).__name__))
+    return found
+
+
+def _window_of(bias: BaseAttentionBias) -> Optional[Window]:
+    if not isinstance(bias, MaskFnAttentionBias) or not bias.in_order:
+        return None
+    if isinstance(bias, SlidingWindowAttentionBias):
+        return Window(left=bias.sliding_window_size, right=0)
+    if isinstance(bias, LeftRightWindowAttentionBias):
+        return Window(left=bias.left_size, right=bias.right_size)
+    return Window(right=0) if bias.mask is causal_mask else None
+
+
+def _with_both(bias: SegmentIdAttentionBias) -> SegmentIdAttentionBias:
+    if bias.source_segment_ids is not None:
+        return bias
+    return dataclasses.replace(bias, source_segment_ids=bias.segment_ids)
+
+
+def with_both_segment_ids(bias: BaseAttentionBias) -> BaseAttentionBias:
+    """The same bias, whose segment ids can be cut up differently for queries and for keys."""
+    leaves = [
+        _with_both(leaf) if isinstance(leaf, SegmentIdAttentionBias) else leaf for leaf in bias.leaves()
+    ]
+    return leaves[0] if len(leaves) == 1 else CompositeAttentionBias(tuple(leaves), dtype=bias.dtype)
