@@ -289,7 +289,7 @@ class Decoder(BaseLayer):
         """Scores hidden states [batch, seq_len, dim] against the token embedding: [batch, seq_len, vocab]."""
         # In a context of its own: a decoding step has embedded its tokens in that of `emb`.
         with child_context("emb_attend", module=self.emb):
-            return self.emb.attend(hidden_states)
+            return self.emb.attend(hidden_states, logits_partition_spec=self.config.logits_partition_spec)
 
     def init_states(self, *, batch_size: int, max_len: int) -> dict[str, Any]:
         """Cached states before the first token.

@@ -1,6 +1,6 @@
 """The embedding of text: tokens, and where configured their positions and types."""
 
-from typing import Optional
+from typing import Any, Optional
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
@@ -107,6 +107,8 @@ class TransformerTextEmbeddings(BaseLayer):
             x = x + self.type_emb(token_type_ids)
         return self.dropout(x)
 
-    def attend(self, x: Float[Array, "*batch dim"]) -> Float[Array, "*batch vocab"]:
+    def attend(
+        self, x: Float[Array, "*batch dim"], *, logits_partition_spec: Optional[Any] = None
+    ) -> Float[Array, "*batch vocab"]:
         """Scores vectors against all token ids by the token embeddings; see `Embedding.attend`."""
-        return self.token_emb.attend(x)
+        return self.token_emb.attend(x, logits_partition_spec=logits_partition_spec)

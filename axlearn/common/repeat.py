@@ -32,12 +32,15 @@ def _drop_by_regex(rules: Sequence[str]) -> Callable[[str], bool]:
     return lambda path: any(re.fullmatch(rule, path) for rule in rules)
 
 
-def create_stacked_parameter_specs(layer: BaseLayer, *, num_layers: int) -> NestedParameterSpec:
-    """The parameter specs of `num_layers` copies of a layer, stacked along a leading dim that is not split.
+def create_stacked_parameter_specs(
+    layer: BaseLayer, *, num_layers: int, mesh_axis: Optional[str] = None
+) -> NestedParameterSpec:
+    """The parameter specs of `num_layers` copies of a layer, stacked along a leading dim.
 
     Args:
         layer: The layer.
         num_layers: The number of copies.
+        mesh_axis: What the leading dim is split over. None: it is not.
 
     Returns:
         The specs by the names that the layer gives; to be put into a VDict.
@@ -48,7 +51,7 @@ def create_stacked_parameter_specs(layer: BaseLayer, *, num_layers: int) -> Nest
         return dataclasses.replace(
             spec,
             shape=(num_layers, *spec.shape),
-            mesh_axes=PartitionSpec(None, *(spec.mesh_axes or (None,) * len(spec.shape))),
+            mesh_axes=PartitionSpec(mesh_axis, *(spec.mesh_axes or (None,) * len(spec.shape))),
             factorization=None
             if factorization is None
             else FactorizationSpec(axes=(None, *factorization.axes)),

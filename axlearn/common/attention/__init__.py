@@ -50,6 +50,8 @@ from axlearn.common.attention._partition import (
 from axlearn.common.attention._partition import (
     set_feed_forward_partition_specs as set_feed_forward_partition_specs,
 )
+from axlearn.common.attention._pipeline import PipelinedTransformerLayer as PipelinedTransformerLayer
+from axlearn.common.attention._pipeline import _TransformerPipeline as _TransformerPipeline
 from axlearn.common.attention._position import (
     RoFormerSinusoidalPositionalEmbedding as RoFormerSinusoidalPositionalEmbedding,
 )

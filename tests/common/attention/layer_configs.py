@@ -14,6 +14,7 @@ from axlearn.common.attention import (
     NormPosition,
     ParallelTransformerLayer,
     PerDimScale,
+    PipelinedTransformerLayer,
     RepeatedTransformerLayer,
     RoFormerQKVLinear,
     ScaleKey,
@@ -27,6 +28,7 @@ from axlearn.common.base_layer import BaseLayer
 from axlearn.common.kv_cache.kv_cache import KVCache
 from axlearn.common.layers import RMSNorm, set_bias_recursively, set_norm_recursively
 from axlearn.common.module import functional
+from axlearn.common.pipeline import StreamSchedule
 
 DIM, NUM_HEADS, NUM_KV_HEADS, HIDDEN_DIM = 16, 4, 2, 24
 # Size of what cross-attention attends to.
@@ -151,12 +153,31 @@ def repeated_cross_attention_config() -> RepeatedTransformerLayer.Config:
     return cfg
 
 
+def pipelined_stack_config() -> PipelinedTransformerLayer.Config:
+    """Two stages of two layers, and two micro-batches."""
+    return PipelinedTransformerLayer.default_config().set(
+        num_layers=4, num_stages=2, num_microbatches=2, layer=llama_layer_config()
+    )
+
+
+def pipelined_cross_attention_config() -> PipelinedTransformerLayer.Config:
+    """The same with a source for each row, with streaming, and with stages that are loops, rematerialised."""
+    cfg = pipelined_stack_config().set(
+        stage=RepeatedTransformerLayer.default_config().set(layer=None), layer=cross_attention_layer_config()
+    )
+    cfg.layer.remat_spec = build_remat_spec(cfg)
+    cfg.pipeline.schedule = StreamSchedule.default_config()
+    return cfg
+
+
 # Every kind of layer, for the tests of what all of them keep to. (Llama's has tests of its own for it.)
 LAYERS = {
     "v2": v2_layer_config,
     "fused": fused_layer_config,
     "alternating": alternating_stack_config,
     "repeated-cross-attention": repeated_cross_attention_config,
+    "pipelined": pipelined_stack_config,
+    "pipelined-cross-attention": pipelined_cross_attention_config,
 }
 
 

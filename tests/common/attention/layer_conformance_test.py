@@ -21,7 +21,7 @@ from tests.common.attention.layer_configs import DIM, LAYERS, SOURCE_DIM, normal
 _BATCH, _SEQ, _CHUNK = 4, 8, 4
 _X = np.asarray(normal(_BATCH, _SEQ, DIM))
 _SOURCE = normal(_BATCH, 5, SOURCE_DIM, seed=1)
-_MESH_AXIS_NAMES, _MESH_SHAPE = ("data", "fsdp", "model"), (2, 2, 2)
+_MESH_AXIS_NAMES, _MESH_SHAPE = ("pipeline", "data", "fsdp", "model"), (1, 2, 2, 2)
 
 
 class _Case:
