@@ -47,6 +47,8 @@ jax.config.update("jax_compilation_cache_dir", os.path.join(os.environ["AXLEARN_
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
 SHARED = REPO_ROOT.parent / "shared"
+# Equal to the reference's dumps of the same names, also where those are not at hand.
+C4_GOLDENS = REPO_ROOT / "tests" / "golden" / "axlearn.experiments.text.gpt.c4_trainer"
 
 
 def pytest_addoption(parser):
@@ -70,11 +72,11 @@ def shared_dir() -> pathlib.Path | None:
 
 @pytest.fixture(scope="session")
 def reference_dump() -> list[str]:
-    """The lines of the reference's fuji-test-v1 that do not depend on data.
+    """The lines of the reference's fuji-test-v1.
 
-    They are read from our own golden file, whose sum `fuji_test.py` ties to the reference's text.
+    They are read from our own golden file, whose sum `c4_trainer_test.py` ties to the reference's text.
     """
-    path = REPO_ROOT / "tests" / "golden" / "fuji-test-v1.without-data.txt"
+    path = C4_GOLDENS / "fuji-test-v1.txt"
     return path.read_text(encoding="utf-8").splitlines()
 
 

@@ -9,6 +9,7 @@ from axlearn.cli._run_files import NO_TOKENIZER
 from axlearn.common.causal_lm import Model
 from axlearn.common.config import (
     Override,
+    UnknownConfigNameError,
     apply_overrides,
     config_for_function,
     error_message,
@@ -115,19 +116,18 @@ def run_config(
 
 
 def _recipe(name: str) -> Any:
-    names = []
-    for known, trainer_config in registry.listed_trainer_configs():
-        if known == name:
-            return trainer_config
-        names.append(known)
-    raise ValueError(
-        error_message(
-            where="--recipe",
-            what=f"no recipe is called {name!r}",
-            nearest=nearest_names(name, names),
-            advice=f"Recipes: {', '.join(sorted(names))}.",
-        )
-    )
+    try:
+        return registry.find_trainer_config(name)
+    except UnknownConfigNameError as e:
+        names = [*dict(registry.listed_trainer_configs()), *dict(registry.listed_aliases())]
+        raise ValueError(
+            error_message(
+                where="--recipe",
+                what=f"no recipe is called {name!r}",
+                nearest=nearest_names(name, names),
+                advice=f"Recipes: {registry.some_names(names)}",
+            )
+        ) from e
 
 
 def override(cfg: Any, overrides: Sequence[str]) -> list[Override]:

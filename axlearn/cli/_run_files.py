@@ -15,6 +15,7 @@ from axlearn.common.config import (
 )
 from axlearn.common.file_system import write_text_durably
 from axlearn.common.run_dir import CONFIG_FILE, read_run_config
+from axlearn.common.run_record import append_start, override_record
 
 # Of a run that was made from a Hugging Face model: that model's own files.
 HF_DIR = "hf"
@@ -48,10 +49,10 @@ def write_config_files(
         cfg: The config of the trainer.
         overrides: The changes.
     """
-    changes = [{"path": override.path, "text": override.text} for override in overrides]
     write_text_durably(folder / "trainer_config", cfg.debug_string())
     write_text_durably(folder / CONFIG_FILE, config_to_json(cfg) + "\n")
-    write_text_durably(folder / "overrides.json", json.dumps(changes, indent=2) + "\n")
+    changes = [override_record(override) for override in overrides]
+    append_start(str(folder), config=None, mesh_rule=None, num_devices=None, overrides=changes)
 
 
 def path_of(run: str, name: str) -> str:

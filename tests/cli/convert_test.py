@@ -67,7 +67,7 @@ def test_the_config_is_the_recipe_with_the_model_its_tokenizer_and_its_length(ru
         assert input_cfg.source.corpus.path == str(text_dir)
         assert input_cfg.source.vocab_cfg.directory == str(run / "tokenizer")
     assert "max_step: 2" in (run / "trainer_config").read_text().splitlines()
-    assert json.loads((run / "overrides.json").read_text())[0]["path"] == "max_step"
+    assert json.loads((run / "overrides.json").read_text())[0]["overrides"][0]["path"] == "max_step"
 
 
 def test_the_run_trains_from_the_weights_that_were_imported(run, tmp_path):

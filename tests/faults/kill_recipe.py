@@ -18,7 +18,7 @@ VOCAB_SIZE = 320
 def trainer_config(data_dir: Optional[str] = None) -> SpmdTrainer.Config:
     """Returns fuji-test in float32 over the text at $KILL_TEST_TEXT, on two devices."""
     del data_dir
-    cfg = fuji.trainer_config(size="test", version=fuji.Version.V1)
+    cfg = fuji.trainer_config(fuji.Variant(size="test", version="v1"))
     cfg.model.decoder.vocab_size = VOCAB_SIZE
     cfg.train_dtype = jnp.float32
     cfg.mesh_shape = common.mesh_shape_from_axes(fsdp=-1)

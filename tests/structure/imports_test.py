@@ -41,8 +41,15 @@ def test_the_config_core_loads_neither_jax_nor_numpy():
     assert not _loaded_after("import axlearn.common.config") & {"jax", "numpy", "absl", *HEAVY}
 
 
-@pytest.mark.parametrize("module", ["axlearn.common.trainer", "axlearn.experiments.text.gpt.fuji_tiny"])
-def test_the_trainer_and_a_recipe_load_no_heavy_library(module):
+@pytest.mark.parametrize(
+    "module",
+    [
+        "axlearn.common.trainer",
+        "axlearn.experiments.text.gpt.fuji_tiny",
+        "axlearn.experiments.text.gpt.c4_trainer",
+    ],
+)
+def test_the_trainer_and_recipes_load_no_heavy_library(module):
     assert not _loaded_after(f"import {module}") & set(HEAVY)
 
 

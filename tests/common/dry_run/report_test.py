@@ -12,7 +12,7 @@ import pytest
 from axlearn.common import optimizers
 from axlearn.common.attention import StackedTransformerLayer
 from axlearn.common.config import config_for_function
-from axlearn.common.dry_run import ArrayRow, dry_run, dry_run_text, largest_recipe_text
+from axlearn.common.dry_run import ArrayRow, _recipes, dry_run, dry_run_text, largest_recipe_text
 from axlearn.common.launch_trainer import LaunchOptions, get_trainer_config
 from axlearn.common.trainer import DoesNotFitError, MemoryThere, SpmdTrainer, _programs, compiled_memory
 from tests.common.trainer.tiny_recipe import trainer_config
@@ -194,20 +194,20 @@ def test_what_does_not_fit_is_said_so():
 # The hint below a refusal.
 
 
-def _tiny(vocab_size: int) -> SpmdTrainer:
+def _tiny(vocab_size: int) -> SpmdTrainer.Config:
     cfg = trainer_config(dir="unused")
     cfg.model.vocab_size = vocab_size
-    return cfg.instantiate(parent=None)
+    return cfg
 
 
 def test_the_largest_recipe_that_fits_is_named():
     built = []
 
-    def build(vocab_size: int) -> SpmdTrainer:
+    def build(vocab_size: int) -> SpmdTrainer.Config:
         built.append(vocab_size)
         return _tiny(vocab_size)
 
-    def broken() -> SpmdTrainer:
+    def broken() -> SpmdTrainer.Config:
         raise ValueError("a mesh for other machines")
 
     candidates = {
@@ -222,8 +222,8 @@ def test_the_largest_recipe_that_fits_is_named():
     there = MemoryThere(8 * 2**20, "memory of a test")
     text = largest_recipe_text(candidates, there=there, timeout_seconds=60)
     assert text.startswith("The largest listed recipe that fits here is middle, which needs 1.")
-    # Last, because it is the least likely.
-    assert built == [16, 256, 2048]
+    # The others are too large by their names, and something fits.
+    assert built == [16, 256]
     built.clear()
     largest_recipe_text(candidates, there=MemoryThere(2 * GIB, "memory of a test"), timeout_seconds=60)
     # First, because all devices together may have room for it.
@@ -235,10 +235,8 @@ def test_the_largest_recipe_that_fits_is_named():
 
 
 def test_the_largest_recipe_is_the_one_with_most_parameters_however_they_are_split():
-    def build(vocab_size: int, mesh_shape: tuple[int, int]) -> SpmdTrainer:
-        cfg = trainer_config(dir="unused").set(mesh_shape=mesh_shape)
-        cfg.model.vocab_size = vocab_size
-        return cfg.instantiate(parent=None)
+    def build(vocab_size: int, mesh_shape: tuple[int, int]) -> SpmdTrainer.Config:
+        return _tiny(vocab_size).set(mesh_shape=mesh_shape)
 
     # Half as many rows and columns, but whole on each device: twice the bytes there.
     candidates = {
@@ -248,6 +246,62 @@ def test_the_largest_recipe_is_the_one_with_most_parameters_however_they_are_spl
     there = MemoryThere(64 * 2**20, "memory of a test")
     text = largest_recipe_text(candidates, there=there, timeout_seconds=60)
     assert text.startswith("The largest listed recipe that fits here is split, ")
+
+
+def test_of_variants_with_as_many_parameters_one_is_traced(monkeypatch):
+    traced = []
+
+    def needs(trainer: SpmdTrainer):
+        traced.append(trainer.config.model.vocab_size)
+        return dataclasses.replace(trainer.programs.memory_needs(), activations=2 * THERE.num_bytes)
+
+    monkeypatch.setattr(_recipes, "estimated_needs", needs)
+    candidates = {
+        name: functools.partial(_tiny, 16 if "tiny" in name else 256) for name in ("tiny", "a", "b", "c")
+    }
+    assert largest_recipe_text(candidates, there=THERE, timeout_seconds=60) == (
+        "None of the listed recipes fits here."
+    )
+    assert traced == [256, 16]
+
+
+def test_of_variants_that_need_less_the_one_that_fits_is_named(monkeypatch):
+    def needs(trainer: SpmdTrainer):
+        activations = trainer.config.input.global_batch_size * THERE.num_bytes // 16
+        return dataclasses.replace(trainer.programs.memory_needs(), activations=activations)
+
+    def with_batch(global_batch_size: int) -> SpmdTrainer.Config:
+        cfg = _tiny(256)
+        cfg.input.global_batch_size = global_batch_size
+        return cfg
+
+    monkeypatch.setattr(_recipes, "estimated_needs", needs)
+    candidates = {
+        "plain": functools.partial(with_batch, 16),
+        "single-host": functools.partial(with_batch, 8),
+        "tiny": functools.partial(_tiny, 16),
+    }
+    text = largest_recipe_text(candidates, there=THERE, timeout_seconds=60)
+    assert text.startswith("The largest listed recipe that fits here is single-host, which needs 4.0")
+
+
+def test_where_large_recipes_take_all_the_time_a_small_one_is_found_still(monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr(_recipes.time, "process_time", lambda: clock[0])
+
+    def slow() -> SpmdTrainer.Config:
+        clock[0] += 1.5
+        return _tiny(2048).set(mesh_shape=(16, 1))
+
+    candidates = {
+        **{f"large-{i}M": slow for i in range(1, 6)},
+        "tiny": functools.partial(_tiny, 16),
+    }
+    text = largest_recipe_text(candidates, there=THERE, timeout_seconds=2)
+    assert text.startswith("The largest of 3 out of 6 listed recipes that fits here is tiny, which needs ")
+    # Enough time for all changes what is said.
+    text = largest_recipe_text(candidates, there=THERE, timeout_seconds=60)
+    assert text.startswith("The largest listed recipe that fits here is tiny, which needs ")
 
 
 def test_the_search_for_a_recipe_ends_in_time():
