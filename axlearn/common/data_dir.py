@@ -9,6 +9,9 @@ from typing import Optional
 # As a data directory, this stands for made-up data instead of any that is read.
 FAKE = "FAKE"
 
+# The data directory where none is set, as in TensorFlow Datasets.
+_DEFAULT_DATA_DIR = "~/tensorflow_datasets"
+
 _local = threading.local()
 
 
@@ -19,6 +22,11 @@ def get_data_dir() -> Optional[str]:
     """
     stack = getattr(_local, "stack", None)
     return stack[-1] if stack else os.environ.get("DATA_DIR")
+
+
+def default_data_dir() -> str:
+    """Returns where data sets and tokenizers are looked for where no data directory is set."""
+    return os.path.expanduser(_DEFAULT_DATA_DIR)
 
 
 @contextlib.contextmanager

@@ -1,5 +1,6 @@
 """What every input has in common: batches with a position, their place on the mesh, their shapes."""
 
+import math
 import os
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple, Optional, Union
@@ -8,12 +9,20 @@ import jax
 import numpy as np
 from jax.sharding import PartitionSpec
 
-from axlearn.common.config import InstantiableConfig, config_class, error_message, maybe_instantiate
+from axlearn.common.config import (
+    InstantiableConfig,
+    config_class,
+    error_message,
+    maybe_instantiate,
+    maybe_set_config,
+)
+from axlearn.common.input_dispatch import BaseInputDispatcher
 from axlearn.common.module import Module, nowrap
 from axlearn.common.utils import (
     Nested,
     Tensor,
     TensorSpec,
+    current_mesh,
     input_partition_spec,
     match_regex_rules,
     maybe_shard,
@@ -94,7 +103,10 @@ def partition_by_path_rank(
 
 
 class Feed(NamedTuple):
-    """The part of every global batch that one process reads: one of equal, consecutive parts."""
+    """The part of every global batch that one process reads: one of equal, consecutive parts.
+
+    Without a dispatcher, of all processes; with one, of those that read.
+    """
 
     process_index: int
     num_processes: int
@@ -193,22 +205,20 @@ class Input(Module):
     class Config(Module.Config):
         # How batches lie on the mesh when they come from the host; None: split over all axes of the mesh.
         partition_spec: Optional[PartitionSpec] = None
-        # Which process reads which part of the batch; None: equal consecutive parts in the order of the
-        # processes.
+        # Which process reads which part of the batch, and how a batch that does not divide over the devices
+        # lies on them (`input_dispatch`); None: equal consecutive parts in the order of the processes.
         input_dispatcher: Optional[InstantiableConfig[Any]] = None
         # Makes the function that lays the batch on the mesh inside the step; None: it stays as it came.
         input_partitioner: Optional[InstantiableConfig[Any]] = None
 
     def __init__(self, cfg: Config, *, parent: Optional[Module]):
         super().__init__(cfg, parent=parent)
+        self._dispatcher: Optional[BaseInputDispatcher] = None
         if cfg.input_dispatcher is not None:
-            raise ValueError(
-                error_message(
-                    where=f"{self.path()}.input_dispatcher",
-                    what=f"{type(self).__name__} cannot use a dispatcher",
-                    expected="None: every process reads an equal, consecutive part of the global batch",
-                )
-            )
+            dispatcher_cfg: Any = cfg.input_dispatcher.clone()
+            if getattr(dispatcher_cfg, "num_batch_shards", 0) is None:
+                maybe_set_config(dispatcher_cfg, num_batch_shards=self._num_batch_shards())
+            self._dispatcher = self._add_child("input_dispatcher", dispatcher_cfg)
         self._partitioner: Optional[BatchPartitioner] = maybe_instantiate(cfg.input_partitioner)
 
     @property
@@ -217,6 +227,16 @@ class Input(Module):
         spec = self.config.partition_spec
         # An empty spec, for whole batches on every device, is false as a truth value.
         return input_partition_spec() if spec is None else spec
+
+    def _num_batch_shards(self) -> Optional[int]:
+        """Returns into how many parts the mesh of the current thread cuts a batch; None without a mesh."""
+        mesh = current_mesh()
+        if mesh is None:
+            return None
+        spec = self.partition_spec
+        axes = spec[0] if len(spec) else None
+        axes = (axes,) if isinstance(axes, str) else axes or ()
+        return math.prod(mesh.shape.get(axis, 1) for axis in axes)
 
     @property
     def vocab_size(self) -> Optional[int]:
@@ -233,9 +253,9 @@ class Input(Module):
 
     @nowrap
     def element_spec(self) -> dict[str, TensorSpec]:
-        """Returns shape and dtype of each array of a global batch, without reading any data.
+        """Returns shape and dtype of each array of a global batch as it comes from the hosts.
 
-        Where they lie is the matter of `partition_spec`.
+        Reads no data. Where the arrays lie is the matter of `partition_spec`.
         """
         raise NotImplementedError(type(self))
 
@@ -246,8 +266,20 @@ class Input(Module):
         """Returns the part of every batch that this process reads.
 
         Raises:
-            ValueError: If the batch does not divide over the processes.
+            ValueError: If the batch does not divide over the processes, or the dispatcher has another size.
         """
+        if self._dispatcher is not None:
+            expected = self._dispatcher.config.global_logical_batch_size
+            if global_batch_size != expected:
+                raise ValueError(
+                    error_message(
+                        where=f"{self.path()}.global_batch_size",
+                        what=f"{global_batch_size} is not what the dispatcher divides",
+                        expected=f"input_dispatcher.global_logical_batch_size={expected}",
+                    )
+                )
+            part = self._dispatcher.feed_read_config()
+            return Feed(process_index=part["shard_index"], num_processes=part["num_shards"])
         count = jax.process_count()
         if global_batch_size < 1 or global_batch_size % count:
             raise ValueError(
@@ -260,6 +292,20 @@ class Input(Module):
         return Feed(process_index=jax.process_index(), num_processes=count)
 
     @nowrap
+    def _to_physical(self, batch: Batch) -> Batch:
+        """Returns what this process hands in, from the rows that it has read."""
+        return batch if self._dispatcher is None else self._dispatcher.logical_to_physical_batch(batch)
+
+    @nowrap
+    def _to_physical_spec(self, spec: dict[str, TensorSpec]) -> dict[str, TensorSpec]:
+        return spec if self._dispatcher is None else self._dispatcher.logical_to_physical_shapes(spec)
+
+    @nowrap
+    def logical_rows(self, batch: Batch) -> Batch:
+        """Returns a batch that `batches` gave without the rows that are only there to fill up the mesh."""
+        return batch if self._dispatcher is None else self._dispatcher.physical_rows_to_logical_rows(batch)
+
+    @nowrap
     def dispatch_global_batch(self, batch: Nested[Tensor]) -> Nested[Tensor]:
         """Lays a global batch on the mesh as the model wants it; called inside the jitted step.
 
@@ -267,8 +313,10 @@ class Input(Module):
             batch: The global batch as it came from the host.
 
         Returns:
-            The same batch with the constraints of `input_partitioner`.
+            The rows that the dispatcher has read, with the constraints of `input_partitioner`.
         """
+        if self._dispatcher is not None:
+            batch = self._dispatcher.physical_to_logical_batch(batch)
         return batch if self._partitioner is None else self._partitioner(batch)
 
     @nowrap

@@ -146,14 +146,17 @@ class Input(input_base.Input):
             num_threads=cfg.num_read_threads,
             prefetch_buffer_size=max(cfg.num_read_threads, cfg.num_prefetched_batches),
         )
-        return iter(dataset[step:].to_iter_dataset(options))
+        return map(self._to_physical, dataset[step:].to_iter_dataset(options))
 
     @nowrap
     def element_spec(self) -> dict[str, TensorSpec]:
-        return {
-            key: TensorSpec(shape=(self.config.global_batch_size, *spec.shape), dtype=spec.dtype)
-            for key, spec in self._source.element_spec().items()
-        }
+        num_rows = self.config.global_batch_size
+        return self._to_physical_spec(
+            {
+                key: TensorSpec(shape=(num_rows, *spec.shape), dtype=spec.dtype)
+                for key, spec in self._source.element_spec().items()
+            }
+        )
 
     @nowrap
     def write_assets(self, directory: Union[str, os.PathLike[str]]) -> None:

@@ -86,8 +86,8 @@ class PackedDocuments:
         """
         # Two orders: documents are shuffled so that pieces meet other neighbours in every epoch; rows are
         # shuffled so that the rows of one long document do not follow each other.
-        document_order = _permutation(len(self._lengths), key=(seed, epoch, 0))
-        row_order = _permutation(self.num_rows, key=(seed, epoch, 1))
+        document_order = permutation(len(self._lengths), key=(seed, epoch, 0))
+        row_order = permutation(self.num_rows, key=(seed, epoch, 1))
         return PackedEpoch(self, document_order=document_order, row_order=row_order)
 
     def row(self, pieces: list[tuple[int, int, int]]) -> PackedRow:
@@ -153,7 +153,7 @@ class PackedEpoch:
         return pieces
 
 
-def _permutation(n: int, *, key: tuple[int, ...]) -> Int[np.ndarray, " n"]:
+def permutation(n: int, *, key: tuple[int, ...]) -> Int[np.ndarray, " n"]:
     """Returns a permutation of n things as a function of `key` alone.
 
     It is made of the raw bits of a counter-based generator, which numpy promises to keep; its `permutation`

@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
-from axlearn.common.input_fake import EmptyInput, FakeLmInput
+from axlearn.common.input_fake import EmptyInput, FakeLmInput, fake_lm_source
 
 
 def fake(**kwargs):
@@ -64,3 +64,31 @@ def test_the_empty_input_has_batches_without_arrays():
     module = EmptyInput.default_config().set(name="input", total_num_batches=2).instantiate(parent=None)
     assert list(module.batches()) == [{}, {}]
     assert module.element_spec() == {}
+
+
+def test_made_up_rows_are_a_function_of_seed_place_and_purpose():
+    def rows(n=6, **kwargs):
+        source = fake_lm_source(**{"is_training": True, "max_sequence_length": 5, "vocab_size": 7, **kwargs})
+        dataset = source()
+        return [dataset[i] for i in range(n)]
+
+    first = rows()
+    for row, again in zip(first, rows(), strict=True):
+        assert row.keys() == {"input_ids", "target_labels", "target_num_bytes"}
+        np.testing.assert_array_equal(row["input_ids"][1:], row["target_labels"][:-1])
+        np.testing.assert_array_equal(row["target_labels"], again["target_labels"])
+        assert 0 <= row["input_ids"].min() <= row["input_ids"].max() < 7
+        assert row["target_num_bytes"] == 5
+    others = [rows(seed=1), rows(is_training=False, num_examples=6)]
+    different = {row["input_ids"].tobytes() for part in (first, *others) for row in part}
+    assert len(different) == 18
+
+
+def test_made_up_rows_end_where_they_are_for_evaluation():
+    source = fake_lm_source(is_training=False, max_sequence_length=5, vocab_size=7, num_examples=3)
+    assert len(source()) == 3
+    assert source.vocab_size() == 7
+    with pytest.raises(ValueError, match="num_examples: None cannot be used"):
+        fake_lm_source(is_training=False, max_sequence_length=5, vocab_size=7)
+    with pytest.raises(ValueError, match="vocab_size: 0 cannot be used"):
+        fake_lm_source(is_training=True, max_sequence_length=5, vocab_size=0)

@@ -4,9 +4,12 @@ import contextlib
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Union
 
-from axlearn.common.base_layer import BaseLayer
+from axlearn.common.base_layer import BaseLayer, ParameterSpec
 from axlearn.common.config import REQUIRED, RequiredFieldMissingError, error_message
+from axlearn.common.learner import BaseLearner
 from axlearn.common.module import Module
+from axlearn.common.quantized_dot_general import get_all_fp8_param_names, uses_fp8
+from axlearn.common.utils import Nested, flatten_items
 
 # Fields of the public config whose machinery this version lacks; setting one is refused, not ignored.
 _NOT_BUILT = ("init_state_builder", "xsc_check_policy", "device_monitor")
@@ -122,3 +125,31 @@ def check_vocabularies(model: BaseLayer, *, inputs: Iterable[Module]) -> None:
         vocab_size = getattr(data, "vocab_size", None)
         if vocab_size is not None:
             check_vocab_size(vocab_size, where=data.path())
+
+
+def check_new_values(model: BaseLayer, *, learner: BaseLearner, model_specs: Nested[ParameterSpec]) -> None:
+    """Refuses a learner that would take the new values of float8 scales for gradients.
+
+    Args:
+        model: The model.
+        learner: The learner.
+        model_specs: The parameters of the model.
+
+    Raises:
+        ValueError: If it would.
+    """
+    if not uses_fp8(model.config):
+        return
+    is_safe = dict(flatten_items(learner.gradient_is_new_value(model_specs)))
+    is_optimized = dict(flatten_items(learner.should_update_with_optimizers(model_specs)))
+    names = get_all_fp8_param_names()
+    for path, _ in flatten_items(model_specs):
+        if path.rsplit("/", 1)[-1] in names and is_optimized[path] and not is_safe[path]:
+            raise ValueError(
+                error_message(
+                    where=f"{learner.path()}.optimizer",
+                    what=f"the optimizer would change {path!r} by its gradient, which is its new value",
+                    expected="an OverrideInplaceUpdateTransformation with a rule for the parameters of float8 products",
+                    advice="Turn float8 on with FP8ConfigModifier, which sees to both",
+                )
+            )

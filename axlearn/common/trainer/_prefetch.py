@@ -59,6 +59,7 @@ class BatchPrefetcher:
             after each batch where the iterator has it.
         prepare: Checks a host batch and puts it on the mesh; runs in the thread.
         on_finished: Called in the thread with a step's loss when the device has computed it; may raise.
+        logical_rows: Leaves out of a host batch the rows that only fill up the mesh, and are no tokens.
         thread_context: Makes the context in which the thread works, such as that of the mesh.
     """
 
@@ -68,11 +69,13 @@ class BatchPrefetcher:
         *,
         prepare: Callable[[dict[str, np.ndarray]], NestedTensor],
         on_finished: Callable[[int, jax.Array], None],
+        logical_rows: Callable[[dict[str, np.ndarray]], dict[str, np.ndarray]] = lambda batch: batch,
         thread_context: Callable[[], contextlib.AbstractContextManager] = contextlib.nullcontext,
     ):
         self._iterator = iterator
         self._prepare = prepare
         self._on_finished = on_finished
+        self._logical_rows = logical_rows
         self._thread_context = thread_context
         self._ready: queue.Queue[PreparedBatch | _Failure] = queue.Queue(maxsize=_DEPTH)
         self._dispatched: queue.SimpleQueue[Optional[tuple[int, jax.Array]]] = queue.SimpleQueue()
@@ -130,7 +133,8 @@ class BatchPrefetcher:
         batch = next(self._iterator)
         get_state = getattr(self._iterator, "get_state", None)
         position = None if get_state is None else get_state()
-        return PreparedBatch(self._prepare(batch), position, count_tokens(batch))
+        num_tokens = count_tokens(self._logical_rows(batch))
+        return PreparedBatch(self._prepare(batch), position, num_tokens)
 
     def _put(self, item: PreparedBatch | _Failure) -> None:
         while not self._stopping.is_set():

@@ -82,7 +82,7 @@ class Programs:
             return jax.ShapeDtypeStruct(tuple(x.shape), x.dtype, sharding=sharding)
 
         specs = jax.tree.map(place, self._input.element_spec())
-        self._learner.check_input_batch(specs)
+        self._learner.check_input_batch(jax.eval_shape(self._input.dispatch_global_batch, specs))
         return specs
 
     def _check_divides(self, shape: Any, spec: PartitionSpec) -> None:

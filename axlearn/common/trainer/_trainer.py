@@ -30,6 +30,7 @@ from axlearn.common.summary_writer import SummaryWriter
 from axlearn.common.trainer._analysis import write_description
 from axlearn.common.trainer._checks import (
     batch_axis_names,
+    check_new_values,
     check_trainer_config,
     check_vocabularies,
     collecting_missing,
@@ -186,6 +187,7 @@ class SpmdTrainer(Module):
                 input=self.input,
                 train_dtype=cfg.train_dtype,
             )
+            check_new_values(self.model, learner=self.learner, model_specs=self.trainer_state_specs.model)
             # Here already, so that a batch that does not divide is refused before anything runs.
             self._programs.batch_specs()
             check_evaled_weights(self._evalers, has_ema="ema" in self.trainer_state_specs.learner)
@@ -473,7 +475,11 @@ class SpmdTrainer(Module):
             crash_timeout_seconds=cfg.crash_on_hang_timeout_seconds,
         )
         prefetcher = BatchPrefetcher(
-            iterator, prepare=self._prepare_batch, on_finished=self._check_loss, thread_context=self.mesh
+            iterator,
+            prepare=self._prepare_batch,
+            on_finished=self._check_loss,
+            logical_rows=self.input.logical_rows,
+            thread_context=self.mesh,
         )
         with watchdog, prefetcher, contextlib.closing(tracer):
             step_fn = self._compile()
