@@ -16,7 +16,7 @@ from typing import Any
 import jax
 
 from axlearn.common.aot_compilation import compile_trainer_step, make_plan, topology_devices
-from axlearn.common.config import REQUIRED, InstantiableConfig, apply_overrides
+from axlearn.common.config import REQUIRED, InstantiableConfig, apply_overrides, make_trainer_config
 from axlearn.common.data_dir import set_data_dir
 from axlearn.common.file_system import write_text_durably
 from axlearn.common.machines import machine_of
@@ -33,7 +33,8 @@ _OUT_OF_MEMORY = re.compile(
 def trainer_config_of(request: dict[str, Any]) -> InstantiableConfig:
     """Returns the config that a request asks to plan for: recipe, mesh rule, overrides."""
     with set_data_dir(request["data_dir"]):
-        cfg = find_trainer_config(request["name"], module=request["module"])(data_dir=request["data_dir"])
+        recipe = find_trainer_config(request["name"], module=request["module"])
+        cfg: InstantiableConfig = make_trainer_config(recipe, data_dir=request["data_dir"])
     if cfg.dir is REQUIRED:
         cfg.dir = "plan"
     if cfg.mesh_rules:

@@ -9,6 +9,7 @@ running, and 2 for all others, which are mistakes in what was given. Anything el
 import ast
 import difflib
 import importlib
+import os
 import pathlib
 import sys
 from collections.abc import Sequence
@@ -20,6 +21,8 @@ BAD_INPUT_STATUS = 2
 FAILED_STATUS = 1
 # The shell's status of a process ended by SIGINT: 128 + 2.
 INTERRUPTED_STATUS = 130
+# Likewise by SIGPIPE: 128 + 13.
+BROKEN_PIPE_STATUS = 141
 
 
 def verb_summaries() -> dict[str, str]:
@@ -75,6 +78,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         return int(importlib.import_module(f"axlearn.cli.{verb}").main(arguments[1:]))
     except KeyboardInterrupt:
         return INTERRUPTED_STATUS
+    except BrokenPipeError:
+        # Whoever read the output has had enough of it, as `head` has. Nothing may be flushed into it any more.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return BROKEN_PIPE_STATUS
     except Exception as e:
         if not is_for_users(e):
             raise

@@ -7,9 +7,10 @@ import dataclasses
 import functools
 import importlib
 import json
+import logging
+import math
 import os
 from collections.abc import Callable, Sequence
-from math import isfinite
 from typing import TYPE_CHECKING, Any, Optional
 
 import jax
@@ -17,13 +18,16 @@ import jax
 from axlearn.common.config import (
     REQUIRED,
     InstantiableConfig,
+    TrainerConfigFn,
     apply_overrides,
     config_to_json,
     error_message,
+    make_trainer_config,
 )
 from axlearn.common.file_system import write_text_durably
 from axlearn.common.redaction import redact
 from axlearn.common.run_dir import CONFIG_FILE, default_run_dir, make_run_dir, read_run_config
+from axlearn.common.run_record import append_start, applied_mesh_rule, log_overrides, override_record
 from axlearn.common.utils import HybridMeshShape, infer_mesh_shape
 
 if TYPE_CHECKING:
@@ -31,7 +35,12 @@ if TYPE_CHECKING:
 
 # Recipes stand above the library, so their registry is looked up by name, as a user's own module is.
 _REGISTRY_MODULE = "axlearn.experiments.registry"
-# How long the search for a recipe that fits may go on. A refusal should take no longer than a start does.
+# What `apply_overrides` is to refuse: by then the rule has been chosen and applied.
+WITHOUT_EFFECT = {
+    "mesh_rules": "The rules have been applied before --set. Set the field that the rule sets, or leave out "
+    "--mesh_selector."
+}
+# How long the search for a recipe that fits may keep the processor. A refusal should take no longer than a start does.
 _SEARCH_SECONDS = 2.0
 
 
@@ -59,6 +68,7 @@ class LaunchOptions:
         crash_on_hang_timeout_seconds: Seconds without a step after which the process ends; likewise.
         vlog: The level of the trainer's own log; None for what the recipe says.
         overrides: "path=value" in the order in which they apply, after all of the above.
+        allow_without: What the recipe's name promises and this run may lack, such as "fp8".
     """
 
     config: Optional[str]
@@ -77,6 +87,7 @@ class LaunchOptions:
     crash_on_hang_timeout_seconds: Optional[float] = None
     vlog: Optional[int] = None
     overrides: Sequence[str] = ()
+    allow_without: Sequence[str] = ()
 
 
 @dataclasses.dataclass
@@ -87,11 +98,13 @@ class Launch:
         trainer_config: The config.
         overrides: What `--set` changed, as JSON objects.
         options: What it was made from.
+        mesh_rule: The mesh rule that was applied, in words; None where there was no selector.
     """
 
     trainer_config: InstantiableConfig
     overrides: list[dict[str, Any]]
     options: LaunchOptions
+    mesh_rule: Optional[str] = None
 
 
 def get_trainer_config(options: LaunchOptions) -> Launch:
@@ -102,30 +115,58 @@ def get_trainer_config(options: LaunchOptions) -> Launch:
         ImportError: If the recipe cannot be imported.
         ValueError: If something in `options` does not fit it, or there is neither a name nor a run.
     """
-    cfg = _config_of_run(options) if options.config is None else _config_of_recipe(options.config, options)
-    _apply_mesh_selector(cfg, options.mesh_selector)
+    recipe = None if options.config is None else _find_recipe(options.config, options)
+    cfg = _config_of_run(options) if recipe is None else _config_of_recipe(recipe, options)
+    mesh_rule = _chosen_rule(cfg, options.mesh_selector)
+    _apply_mesh_selector(cfg, None if _has_rule_already(mesh_rule, options) else options.mesh_selector)
     _apply_options(cfg, options)
     _apply_grad_acc_steps(cfg, options.grad_acc_steps)
     _apply_wandb_project(cfg, options.wandb_project)
-    overrides = apply_overrides(cfg, list(options.overrides))
-    _settle_mesh(cfg)
+    overrides = apply_overrides(
+        cfg,
+        list(options.overrides),
+        import_prefixes=import_prefixes(options.module),
+        without_effect=WITHOUT_EFFECT,
+    )
+    log_overrides(overrides)
+    if recipe is not None:
+        _check_promises(recipe, cfg, options)
+    _settle_mesh(cfg, options)
     return Launch(
         trainer_config=cfg,
-        overrides=[
-            {"path": o.path, "old": _text(o.old), "new": _text(o.new), "text": o.text} for o in overrides
-        ],
+        overrides=[override_record(override) for override in overrides],
         options=options,
+        mesh_rule=mesh_rule,
     )
 
 
-def _config_of_recipe(name: str, options: LaunchOptions) -> InstantiableConfig:
+def import_prefixes(module: Optional[str]) -> tuple[str, ...]:
+    """Returns the packages whose classes a command line may name: this one, and that of the recipe's module."""
+    return ("axlearn.",) if module is None else ("axlearn.", module.split(".")[0] + ".")
+
+
+def _find_recipe(name: str, options: LaunchOptions) -> TrainerConfigFn:
     registry = importlib.import_module(_REGISTRY_MODULE)
-    cfg: InstantiableConfig = registry.find_trainer_config(name, module=options.module)(
-        data_dir=options.data_dir
-    )
+    recipe: TrainerConfigFn = registry.find_trainer_config(name, module=options.module)
+    return recipe
+
+
+def _config_of_recipe(recipe: TrainerConfigFn, options: LaunchOptions) -> InstantiableConfig:
+    cfg: InstantiableConfig = make_trainer_config(recipe, data_dir=options.data_dir)
     if cfg.dir is REQUIRED or options.trainer_dir is not None:
-        cfg.dir = options.trainer_dir or default_run_dir(name)
+        cfg.dir = options.trainer_dir or default_run_dir(options.config or "")
     return cfg
+
+
+def _check_promises(recipe: TrainerConfigFn, cfg: InstantiableConfig, options: LaunchOptions) -> None:
+    """Refuses a run that is not what the recipe's name says of it."""
+    importlib.import_module("axlearn.common.promises").check_promises(
+        recipe,
+        cfg,
+        allow_without=options.allow_without,
+        mesh_selector=options.mesh_selector,
+        data_dir=options.data_dir,
+    )
 
 
 def _config_of_run(options: LaunchOptions) -> InstantiableConfig:
@@ -147,8 +188,9 @@ def _config_of_run(options: LaunchOptions) -> InstantiableConfig:
                 advice=f"Change the fields of {path} that say where the data lie with --set, or name the recipe.",
             )
         )
-    prefixes = ["axlearn."] if options.module is None else ["axlearn.", options.module.split(".")[0] + "."]
-    cfg: InstantiableConfig = read_run_config(options.trainer_dir, import_prefixes=prefixes)
+    cfg: InstantiableConfig = read_run_config(
+        options.trainer_dir, import_prefixes=import_prefixes(options.module)
+    )
     return cfg
 
 
@@ -178,10 +220,68 @@ def _apply_mesh_selector(cfg: InstantiableConfig, mesh_selector: Optional[str]) 
         cfg.mesh_shape = (-1, *(1 for _ in cfg.mesh_axis_names[1:]))
 
 
-def _settle_mesh(cfg: InstantiableConfig) -> None:
-    """Puts the size of an inferred axis into the config, so that the run's files say on what it ran."""
-    if not isinstance(cfg.mesh_shape, HybridMeshShape):
-        cfg.mesh_shape = tuple(infer_mesh_shape(cfg.mesh_shape, num_devices=jax.device_count()))
+def _chosen_rule(cfg: InstantiableConfig, mesh_selector: Optional[str]) -> Optional[str]:
+    if not mesh_selector:
+        return None
+    return str(_trainer_library().find_mesh_rule(cfg, mesh_selector=mesh_selector))
+
+
+def _has_rule_already(mesh_rule: Optional[str], options: LaunchOptions) -> bool:
+    """Whether the config of a run that is continued has a rule's changes already, and what was set on top of them.
+
+    Raises:
+        ValueError: If it has those of another rule, which nothing takes back.
+    """
+    if mesh_rule is None or options.config is not None:
+        return False
+    applied = applied_mesh_rule(options.trainer_dir or "")
+    if applied is None:
+        return False
+    if applied != mesh_rule:
+        raise ValueError(
+            error_message(
+                where="--mesh_selector",
+                what=f"{options.mesh_selector!r} chooses {mesh_rule}, and the config of this run has been changed by "
+                f"{applied}",
+                expected="the same rule, or no --mesh_selector",
+                advice="Change what is different here with --set, or name the recipe with --config: it is asked again, "
+                "and the rule applies to what it says.",
+            )
+        )
+    logging.info("The config of this run has the changes of %s already.", mesh_rule)
+    return True
+
+
+def _settle_mesh(cfg: InstantiableConfig, options: LaunchOptions) -> None:
+    """Puts the size of an inferred axis into the config, so that the run's files say on what it ran.
+
+    Raises:
+        ValueError: If the mesh that a run has in its files is for another number of devices.
+    """
+    if isinstance(cfg.mesh_shape, HybridMeshShape):
+        return
+    num_devices, shape = jax.device_count(), tuple(cfg.mesh_shape)
+    if options.config is None and -1 not in shape and math.prod(shape) != num_devices:
+        raise ValueError(
+            error_message(
+                where="mesh_shape",
+                what=f"{shape}, on which this run ran before, is for {_devices(math.prod(shape))}, "
+                f"and here {'is' if num_devices == 1 else 'are'} {num_devices}",
+                advice=f"Continue it with --set 'mesh_shape={_opened(shape, tuple(cfg.mesh_axis_names))}', or another "
+                "shape for these devices.",
+            )
+        )
+    cfg.mesh_shape = tuple(infer_mesh_shape(shape, num_devices=num_devices))
+
+
+def _devices(count: int) -> str:
+    return "1 device" if count == 1 else f"{count} devices"
+
+
+def _opened(shape: tuple[int, ...], names: tuple[str, ...]) -> tuple[int, ...]:
+    """Returns a mesh shape with the axis to be inferred that has most devices, or else is for data."""
+    axis = max(range(len(shape)), key=lambda i: (shape[i], names[i : i + 1] == ("data",), -i))
+    return (*shape[:axis], -1, *shape[axis + 1 :])
 
 
 def _apply_options(cfg: InstantiableConfig, options: LaunchOptions) -> None:
@@ -269,16 +369,15 @@ def largest_recipe_text(there: "MemoryThere") -> str:
         there: The memory there.
     """
 
-    def build(from_recipe: Callable[..., InstantiableConfig]) -> "SpmdTrainer":
+    def prepared(from_recipe: Callable[..., InstantiableConfig]) -> InstantiableConfig:
         cfg = from_recipe(data_dir=None)
         if cfg.dir is REQUIRED:
             cfg.dir = default_run_dir("dry_run")
         _apply_mesh_selector(cfg, None)
-        trainer: SpmdTrainer = cfg.instantiate(parent=None)
-        return trainer
+        return cfg
 
     listed = importlib.import_module(_REGISTRY_MODULE).listed_trainer_configs()
-    candidates = {name: functools.partial(build, from_recipe) for name, from_recipe in listed}
+    candidates = {name: functools.partial(prepared, from_recipe) for name, from_recipe in listed}
     text: str = _dry_run_library().largest_recipe_text(
         candidates, there=there, timeout_seconds=_SEARCH_SECONDS
     )
@@ -295,28 +394,19 @@ def write_run_files(launch: Launch, *, flags: dict[str, Any], write_assets: Call
         "trainer_config": cfg.debug_string(),
         CONFIG_FILE: config_to_json(cfg) + "\n",
         "launch_trainer_flags": json.dumps(redacted(flags), indent=2, sort_keys=True) + "\n",
-        "overrides.json": json.dumps(redacted_overrides(launch.overrides), indent=2) + "\n",
     }
     for name, text in files.items():
         write_text_durably(os.path.join(cfg.dir, name), text)
+    append_start(
+        cfg.dir,
+        config=launch.options.config,
+        mesh_rule=launch.mesh_rule,
+        num_devices=jax.device_count(),
+        overrides=launch.overrides,
+    )
     write_assets(os.path.join(cfg.dir, "tokenizer"))
 
 
 def redacted(flags: dict[str, Any]) -> dict[str, Any]:
     """Returns flags with those values replaced that look like secrets, by their name or by their form."""
     return {name: redact(name, value) for name, value in flags.items()}
-
-
-def redacted_overrides(overrides: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Returns overrides with values replaced that look like secrets."""
-    return [
-        {key: value if key == "path" else redact(override["path"], value) for key, value in override.items()}
-        for override in overrides
-    ]
-
-
-def _text(value: Any) -> Any:
-    is_json = (
-        value is None or isinstance(value, (bool, int, str)) or (isinstance(value, float) and isfinite(value))
-    )
-    return value if is_json else repr(value)

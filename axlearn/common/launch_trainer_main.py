@@ -93,6 +93,11 @@ _SET = flags.DEFINE_multi_string(
     "path=value: change a field of the config, by the path that it has in the run's trainer_config file. "
     "Repeatable. Such as --set max_step=100.",
 )
+_ALLOW_WITHOUT = flags.DEFINE_list(
+    "allow_without",
+    [],
+    "What the recipe's name promises and this run may lack all the same, such as fp8.",
+)
 _TRACE_AT_STEPS = flags.DEFINE_list(
     "trace_at_steps", [], "Steps at which to begin a profile, such as 10,100."
 )
@@ -219,7 +224,7 @@ def _launch(library: tuple[Any, Any]) -> int:
         trainer = launch_trainer.build_trainer(launched)
         if is_dry_run:
             text, fits = launch_trainer.dry_run(trainer, compile_step=_DRY_RUN.value == "compile")
-            print(text)
+            _print(text)
             return 0 if fits else 2
     except Exception as e:
         return _refuse(e)
@@ -240,6 +245,15 @@ def _launch(library: tuple[Any, Any]) -> int:
     return 0
 
 
+def _print(text: str) -> None:
+    """Prints a text, which whoever reads it may have had enough of before its end, as `head` has."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        # The interpreter flushes once more when it ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def _options(launch_trainer: Any) -> Any:
     return launch_trainer.LaunchOptions(
         config=_CONFIG.value or None,
@@ -258,6 +272,7 @@ def _options(launch_trainer: Any) -> Any:
         crash_on_hang_timeout_seconds=_CRASH_TIMEOUT.value,
         vlog=_VLOG.value,
         overrides=_SET.value,
+        allow_without=_ALLOW_WITHOUT.value,
     )
 
 

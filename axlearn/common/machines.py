@@ -6,7 +6,7 @@ cores of v3, v4, v5p and 7x, chips of v5litepod (v5e) and v6e. COUNT counts GPUs
 
 import difflib
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import NamedTuple, Optional, TypeVar
 
 from axlearn.common.config import error_message
@@ -90,6 +90,11 @@ _DEVICES: Mapping[str, tuple[str, int]] = {
 }
 _TPU_NAME = re.compile(r"tpu-([a-z0-9]+)-(\d+)(?:-(\d+))?")
 _OTHER_NAME = re.compile(r"(gpu|neuron)-(.+)-(\d+)")
+# The chips and slices of names that are offered; any other is understood just as well. A slice of a two-dimensional
+# torus has at most 256 chips, one of a three-dimensional torus several thousand.
+_OFFERED_CHIPS = {2: 256, 3: 4096}
+_OFFERED_SLICES = (1, 2, 4, 8, 16)
+_OFFERED_COUNTS = tuple(2**i for i in range(3, 13))
 
 
 def machine_of(name: str) -> Machine:
@@ -122,6 +127,20 @@ def machine_of(name: str) -> Machine:
         devices_per_slice=_positive(int(match[3]), name=name),
         memory_bytes=gib * _GIB,
     )
+
+
+def usual_names() -> Iterator[str]:
+    """Yields names of machines as they are usually had, smaller ones of a kind first."""
+    for version, tpu in _TPUS.items():
+        num_chips = 4
+        while num_chips <= _OFFERED_CHIPS[tpu.torus_dims]:
+            for num_slices in _OFFERED_SLICES:
+                slices = f"-{num_slices}" if num_slices > 1 else ""
+                yield f"tpu-{version}-{num_chips * tpu.size_per_chip}{slices}"
+            num_chips *= 2
+    for kind in _DEVICES:
+        accelerator = "neuron" if kind.startswith("trn") else "gpu"
+        yield from (f"{accelerator}-{kind}-{count}" for count in _OFFERED_COUNTS)
 
 
 def _tpu(name: str, *, version: str, size: int, num_slices: int) -> Machine:

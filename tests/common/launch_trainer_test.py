@@ -17,9 +17,9 @@ from axlearn.common.launch_trainer import (
     LaunchOptions,
     get_trainer_config,
     redacted,
-    redacted_overrides,
     write_run_files,
 )
+from axlearn.common.run_record import redacted_overrides
 from axlearn.common.trainer import read_metrics
 from tests.launcher import ROOT, as_text, command, environment, run_cases
 
@@ -100,8 +100,11 @@ def test_sigterm_saves_and_ends_with_143_and_the_next_start_continues(tmp_path):
         step + 2,
         step + 3,
     ]
-    overrides = json.loads((run / "overrides.json").read_text())
-    assert [(o["path"], o["new"]) for o in overrides] == [("max_step", step + 3)]
+    starts = json.loads((run / "overrides.json").read_text())
+    assert [[(o["path"], o["new"]) for o in start["overrides"]] for start in starts] == [
+        [],
+        [("max_step", step + 3)],
+    ]
     flags = json.loads((run / "launch_trainer_flags").read_text())
     assert flags["config"] == "tiny-long"
     assert "verbosity" not in flags  # Which is absl's, not ours.

@@ -10,6 +10,8 @@ from axlearn.common.trainer._memory import MemoryNeeds as MemoryNeeds
 from axlearn.common.trainer._memory import array_bytes as array_bytes
 from axlearn.common.trainer._memory import format_bytes as format_bytes
 from axlearn.common.trainer._memory import shard_bytes as shard_bytes
+from axlearn.common.trainer._mesh_rules import MeshRule as MeshRule
+from axlearn.common.trainer._mesh_rules import find_mesh_rule as find_mesh_rule
 from axlearn.common.trainer._mesh_rules import select_mesh_config as select_mesh_config
 from axlearn.common.trainer._metrics_file import read_metrics as read_metrics
 from axlearn.common.trainer._state import StoppedBySignal as StoppedBySignal
