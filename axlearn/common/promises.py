@@ -8,9 +8,10 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any, Optional, TypeVar
 
-from axlearn.common.config import ConfigBase, InstantiableConfig, error_message
+from axlearn.common.config import ConfigBase, InstantiableConfig, error_message, make_trainer_config
 from axlearn.common.layers import for_each_config
 from axlearn.common.quantized_dot_general import uses_fp8
+from axlearn.common.trainer import find_mesh_rule
 from axlearn.common.trainer_config_modifier import FP8ConfigModifier
 
 FnT = TypeVar("FnT", bound=Callable[..., Any])
@@ -157,10 +158,13 @@ def _message(
     mesh_selector: Optional[str],
     data_dir: Optional[str],
 ) -> str:
-    cfg = fn(data_dir=data_dir)
+    cfg = make_trainer_config(fn, data_dir=data_dir)
     patterns = [pattern for pattern, rule in cfg.mesh_rules or () if promise.is_kept_by_rule(rule)]
     chosen = f"with the mesh selector {mesh_selector!r}" if mesh_selector else "without a mesh selector"
-    if patterns:
+    if mesh_selector and promise.is_kept_by_rule(find_mesh_rule(cfg, mesh_selector=mesh_selector).rule):
+        chosen += " its mesh rule has it, but behind --set"
+        expected = f"no --set that takes it away from what the rule for {mesh_selector!r} makes"
+    elif patterns:
         expected = f"a mesh selector for one of the rules that have it: {', '.join(map(repr, patterns))}"
     else:
         expected = "a recipe with a mesh rule that has it; none of this one's does"

@@ -310,7 +310,8 @@ def _with_new_value(x, new_value):
 _with_new_value.defvjp(lambda x, new_value: (x, None), lambda _, g: (g, jnp.max(jnp.abs(g))))
 
 
-def test_of_gradients_that_are_new_values_the_largest_counts_whatever_the_weights():
+@pytest.mark.parametrize("loudest", [0, 1])
+def test_of_gradients_that_are_new_values_the_largest_counts_whatever_the_weights(loudest):
     params = {"amax": jnp.zeros([]), "scale": jnp.ones([])}
 
     def forward(*, model_params, inputs):
@@ -323,11 +324,14 @@ def test_of_gradients_that_are_new_values_the_largest_counts_whatever_the_weight
 
     live = np.array([1, 1, 1, 0, 1, 0, 1, 1], np.float32)
     inputs = _inputs(live)
+    inputs["input_batch"]["x"][loudest::2] *= 10
     transformation = with_minibatch_steps(2, MetricAccumulator.default_config())
     in_parts = transformation(forward, is_new_value={"amax": True, "scale": False})
-    grads = jax.grad(lambda params: in_parts(model_params=params, inputs=inputs).loss)(params)
+    # What the loss is multiplied with is no part of a new value: the micro-batches were done before.
+    grads = jax.grad(lambda params: 3 * in_parts(model_params=params, inputs=inputs).loss)(params)
     x = inputs["input_batch"]["x"][:, 0]
-    np.testing.assert_allclose(grads["scale"], 2 * np.sum(x**2 * live) / 6, rtol=1e-6)
+    np.testing.assert_allclose(grads["scale"], 3 * 2 * np.sum(x**2 * live) / 6, rtol=1e-6)
     # Half of what each micro-batch has alone: what the whole batch has, but for the number of its live rows.
     parts = [2 * np.abs(x * live)[i::2].max() / live[i::2].sum() / 2 for i in range(2)]
+    assert np.argmax(parts) == loudest
     np.testing.assert_allclose(grads["amax"], max(parts), rtol=1e-6)

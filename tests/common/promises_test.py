@@ -2,7 +2,7 @@
 
 import pytest
 
-from axlearn.common.config import config_to_json
+from axlearn.common.config import apply_overrides, config_to_json
 from axlearn.common.launch_trainer import LaunchOptions, get_trainer_config
 from axlearn.common.promises import FP8_PROMISE, broken_promises, check_promises, promises_of, with_promises
 from axlearn.common.quantized_dot_general import uses_fp8
@@ -74,6 +74,19 @@ def test_an_override_can_keep_the_promise():
     cfg = _selected("tpu-v5p-8")
     _FP8.instantiate()(cfg)
     check_promises(fn, cfg, mesh_selector="tpu-v5p-8")
+
+
+def test_an_override_that_breaks_the_promise_is_what_the_message_is_about():
+    fn = with_promises(lambda data_dir=None: _recipe(data_dir), [FP8_PROMISE])
+    cfg = _selected("gpu-a3-8")
+    apply_overrides(cfg, ["model.**.quantized_dot_general=None"])
+    (broken,) = broken_promises(fn, cfg, mesh_selector="gpu-a3-8")
+    assert broken.message == (
+        "--mesh_selector: the recipe's name promises fp8, and with the mesh selector 'gpu-a3-8' its mesh rule has it, "
+        "but behind --set the run has no matrix products in float8.\n"
+        "  Expected no --set that takes it away from what the rule for 'gpu-a3-8' makes. Run it as it is with "
+        "--allow_without=fp8, or apply FP8ConfigModifier in a recipe of your own."
+    )
 
 
 def test_names_without_promises_need_nothing_and_unknown_promises_are_refused():

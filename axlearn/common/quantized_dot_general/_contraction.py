@@ -32,8 +32,8 @@ class Contraction(NamedTuple):
             The contraction.
 
         Raises:
-            ValueError: If the result is ordered otherwise, a dim of both operands is not summed over, or the activations
-                have another number of dims.
+            ValueError: If the result is ordered otherwise, a dim of both operands is not summed over, or the
+                activations have another number of dims.
         """
         operands, _, result = subscripts.partition("->")
         activation, _, kernel = operands.partition(",")

@@ -14,7 +14,7 @@ from axlearn.common.config import config_for_function
 from axlearn.common.learner import Learner, UpdateType
 from axlearn.common.module import OutputCollection, functional
 from axlearn.common.optimizer_base import make_opt_params
-from axlearn.common.update_transformation import ForwardOutputs
+from axlearn.common.update_transformation import ForwardOutputs, OverrideInplaceUpdateTransformation
 from axlearn.common.utils import build_mesh, flatten_items, use_mesh
 
 # The lines of fuji-test-v1.txt.
@@ -375,6 +375,19 @@ def test_summaries_name_norms_and_rates_and_single_parameters_where_asked():
     run.step(_batch(0))
     assert {name for name in run.summaries if name.startswith("param_rms/norm")} == {
         "param_rms/norm/moving_mean"
+    }
+
+
+def test_a_gradient_that_is_a_new_value_is_not_logged_as_a_gradient():
+    cfg = _sgd_config().set(enable_per_variable_summaries=True)
+    cfg.optimizer = OverrideInplaceUpdateTransformation.default_config().set(
+        transformation=cfg.optimizer, rules=[".*/weight"]
+    )
+    run = _Run(cfg)
+    run.step(_batch(0))
+    assert {name for name in run.summaries if "dense" in name} == {
+        "grad_rms/dense/bias",
+        "param_rms/dense/bias",
     }
 
 
