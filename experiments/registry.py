@@ -123,10 +123,12 @@ def import_recipe(module: str) -> types.ModuleType:
             # Only the module itself, or a package around it, being absent means "look elsewhere".
             if not e.name or not (name == e.name or name.startswith(e.name + ".")):
                 raise
+    path = module.removesuffix(".py")
     raise ModuleNotFoundError(
         error_message(
             where="--module",
             what=f"there is no module {' and no module '.join(repr(name) for name in candidates)}",
+            nearest=[path.replace("/", ".")] if "/" in path or path != module else [],
             expected="an importable module with named_trainer_configs()",
             advice="A module of your own must lie below the working directory or in an installed package.",
         ),

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from math import isfinite
 from typing import Any, Optional
 
-from axlearn.common.config import Override, override_lines, value_text
+from axlearn.common.config import Override, override_lines, split_assignment, value_text
 from axlearn.common.file_system import write_text_durably
 from axlearn.common.redaction import redact
 
@@ -37,12 +37,22 @@ def _json_value(value: Any) -> Any:
 def redacted_overrides(overrides: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """Returns override records with values replaced that look like secrets."""
     return [
-        {
-            key: value if key == "path" else redact(override["path"], value)
-            for key, value in {**override, "dropped": _redacted_lines(override.get("dropped", ()))}.items()
-        }
+        {key: _redacted(override["path"], key, value) for key, value in override.items()}
         for override in overrides
     ]
+
+
+def _redacted(path: str, key: str, value: Any) -> Any:
+    """Returns an entry of an override's record without secrets."""
+    if key == "dropped":
+        return _redacted_lines(value)
+    return value if key == "path" else redact(path, value)
+
+
+def _redacted_text(override: Override) -> str:
+    """Returns what was typed, with the value left out where it is a secret."""
+    typed, value = split_assignment(override.text)
+    return f"{typed}={redact(override.path, value)}"
 
 
 def _redacted_lines(lines: Sequence[str]) -> list[str]:
@@ -57,6 +67,7 @@ def log_overrides(overrides: Sequence[Override]) -> None:
         override._replace(
             old=redact(override.path, override.old) if isinstance(override.old, str) else override.old,
             new=redact(override.path, override.new) if isinstance(override.new, str) else override.new,
+            text=_redacted_text(override),
             dropped=tuple(_redacted_lines(override.dropped)),
         )
         for override in overrides

@@ -303,6 +303,7 @@ def test_secrets_are_neither_recorded_nor_logged_also_where_they_were_dropped(tm
         launched = _get(
             f"{path}.fn={__name__}.with_key",
             f"{path}.api_key=hunter2",
+            "**.api_key=hunter22",
             f"{path}.fn=axlearn.common.optimizers.adamw_optimizer",
             trainer_dir=run,
         )
@@ -310,6 +311,7 @@ def test_secrets_are_neither_recorded_nor_logged_also_where_they_were_dropped(tm
     record = (tmp_path / "run" / RECORD_FILE).read_text()
     assert f"{path}.api_key: <redacted>" in record
     assert f"{path}.api_key: <redacted>" in caplog.text
+    assert "override '**.api_key=<redacted>' sets 1 value:" in caplog.text
     assert "hunter2" not in record + caplog.text
 
 

@@ -1,5 +1,7 @@
 """Modifiers print what the reference's dumps show, change what they say, and refuse what they cannot change."""
 
+from typing import Optional
+
 import jax
 import pytest
 
@@ -9,7 +11,7 @@ from axlearn.common.attention import (
     TransformerFeedForwardLayer,
 )
 from axlearn.common.base_layer import RematSpec
-from axlearn.common.config import ConfigModifier, config_class, config_for_function
+from axlearn.common.config import ConfigModifier, InvalidConfigValueError, config_class, config_for_function
 from axlearn.common.gradient_accumulation import with_minibatch_steps
 from axlearn.common.layers import LayerNorm, Linear, RMSNorm
 from axlearn.common.metrics import MetricAccumulator
@@ -184,6 +186,27 @@ def test_layers_of_a_class_are_replaced_wherever_they_are():
     assert cfg.mesh_rules[0][1] == modifier
     modifier.set(target_cls=LayerNorm, exclude_keys=["eps"]).instantiate()(cfg)
     assert cfg.model.decoder.output_norm.eps == 1e-3
+
+
+class _NamedNorm(RMSNorm):
+    """A norm whose `eps` is of another type."""
+
+    @config_class
+    class Config(RMSNorm.Config):
+        """Configures _NamedNorm."""
+
+        eps: Optional[str] = None
+
+
+def test_rules_survive_layers_that_cannot_be_replaced():
+    cfg = fuji_tiny.trainer_config()
+    cfg.mesh_rules = [("cpu", (1, 1, 1, -1, 1, 1))]
+    modifier = ReplaceLayerConfigModifier.default_config().set(
+        target_cls=RMSNorm, source_config=_NamedNorm.default_config()
+    )
+    with pytest.raises(InvalidConfigValueError, match="eps"):
+        modifier.instantiate()(cfg)
+    assert [pattern for pattern, _ in cfg.mesh_rules] == ["cpu"]
 
 
 def test_layers_inside_of_containers_are_replaced_and_counted():

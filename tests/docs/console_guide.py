@@ -1,21 +1,39 @@
 """Runs a guide: writes the files that it shows, runs its commands one after another, compares what they print.
 
-In the guide a file is a block ```` ```python file=my_project/recipes.py ````, and commands with their output are
-a block ```` ```console ````, in which a line `$ command` is followed by what it prints (both streams) and, where it
-is not 0, by the exit status as `[status 2]`. A line `...` of an output stands for any number of lines, for what
-differs from run to run.
+In the guide a file is a block ```` ```python file=my_project/recipes.py ````, and a change of it a block
+```` ```diff file=my_project/recipes.py ````, with some lines around it, so that the place is the only one like it.
+Commands with their output are a block ```` ```console ````, in which a line `$ command` is followed by what it prints
+(both streams) and, where it is not 0, by the exit status as `[status 2]`. A line `...` of an output stands for any
+number of lines, for what differs from run to run or does not matter.
 """
 
+import difflib
 import os
 import pathlib
 import re
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
+
+# What differs from run to run or from machine to machine, and how guides show it.
+REPLACEMENTS = (
+    # Where this package lies, and on which line of it something stands.
+    (re.escape(str(pathlib.Path(__file__).resolve().parents[2])) + r"/(\S+\.py):\d+", r".../\1:NN"),
+    (r"(?m)^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d", "2026-11-21 12:00:00"),
+    # Losses are equal to some digits only, between machines.
+    (r"\bloss (\d+\.\d)\d*", r"loss \1"),
+    (r"\b[\d,]+ tokens/s .*", "N tokens/s ..."),
+    (r"\b(eval \w+ at step \d+) .*", r"\1  ..."),
+    (r"\bMFU is of .*", "MFU is of ..."),
+    (r"\bin \d+\.\d+s\b", "in 3.21s"),
+    (r"free memory of .* GiB", "free memory"),
+)
 
 _BLOCK = re.compile(r"^```(?P<info>[^\n]*)\n(?P<body>.*?)^```$", re.DOTALL | re.MULTILINE)
 _ANY_LINES = "..."
+# What this run of the tests has set for itself.
+_OF_THIS_RUN = ("XLA_FLAGS", "PYTHONPATH", "PYTEST_", "UPDATE_", "JAX_")
 
 
 class Command(NamedTuple):
@@ -24,17 +42,18 @@ class Command(NamedTuple):
     Attributes:
         line: What is typed.
         output: The lines that stand below it.
+        end: Where in the guide its output ends.
     """
 
     line: str
     output: list[str]
+    end: int
 
 
 class Difference(NamedTuple):
     """A command that printed something else than the guide says."""
 
-    line: str
-    expected: list[str]
+    command: Command
     printed: list[str]
 
 
@@ -52,30 +71,51 @@ def run_guide(
         What was printed otherwise than the guide says.
     """
     differences = []
-    for info, body in _blocks(text):
+    for block in _BLOCK.finditer(text):
+        info, body = block["info"].strip(), block["body"]
         path = _file_of(info)
         if path is not None:
-            (folder / path).parent.mkdir(parents=True, exist_ok=True)
-            (folder / path).write_text(body, encoding="utf-8")
-        for command in _commands(body) if info == "console" else ():
+            _write(folder / path, body, is_change=info.startswith("diff"))
+        for command in _commands(body, start=block.start("body")) if info == "console" else ():
             printed = _run(command.line, folder=folder, replacements=replacements)
             if not _matches(command.output, printed):
-                differences.append(Difference(command.line, expected=command.output, printed=printed))
+                differences.append(Difference(command, printed))
     return differences
 
 
+def difference_text(difference: Difference) -> str:
+    """Returns what a command printed and what it should have, for the message of a test."""
+    (line, expected, _), printed = difference
+    changes = difflib.unified_diff(expected, printed, "the guide", "printed", lineterm="")
+    return "\n".join([f"$ {line}", *changes])
+
+
 def updated(text: str, differences: Sequence[Difference]) -> str:
-    """Returns the guide with what was printed in place of what it said."""
-    for command, expected, printed in differences:
-        old = "\n".join([f"$ {command}", *expected])
-        assert text.count(old + "\n") == 1, f"two commands of the guide are the same: {command}"
-        text = text.replace(old + "\n", "\n".join([f"$ {command}", *printed]) + "\n")
+    """Returns the guide with what was printed in place of what it said; where it said `...`, all of it.
+
+    Args:
+        text: The guide.
+        differences: What was printed otherwise, in the order of the guide.
+    """
+    for command, printed in reversed(differences):
+        start = command.end - sum(len(line) + 1 for line in command.output)
+        text = text[:start] + "".join(f"{line}\n" for line in printed) + text[command.end :]
     return text
 
 
-def _blocks(text: str) -> Iterator[tuple[str, str]]:
-    for match in _BLOCK.finditer(text):
-        yield match["info"].strip(), match["body"]
+def _write(path: pathlib.Path, body: str, *, is_change: bool) -> None:
+    """Writes a file, or changes some of its lines."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if is_change:
+        old, text = _side(body, other="+"), path.read_text(encoding="utf-8")
+        assert text.count(old) == 1, f"these lines are {text.count(old)} times in {path.name}:\n{old}"
+        body = text.replace(old, _side(body, other="-"))
+    path.write_text(body, encoding="utf-8")
+
+
+def _side(body: str, *, other: str) -> str:
+    """One side of a change: the lines that are not marked as the other's."""
+    return "".join(line[1:] or "\n" for line in body.splitlines(keepends=True) if not line.startswith(other))
 
 
 def _file_of(info: str) -> str | None:
@@ -83,23 +123,27 @@ def _file_of(info: str) -> str | None:
     return match[1] if match else None
 
 
-def _commands(body: str) -> list[Command]:
+def _commands(body: str, *, start: int) -> list[Command]:
+    """The commands of a block that begins at `start`."""
     commands: list[Command] = []
     for line in body.splitlines():
+        start += len(line) + 1
         if line.startswith("$ "):
-            commands.append(Command(line[2:], []))
-        elif commands and commands[-1].line.endswith("\\") and not commands[-1].output:
-            commands[-1] = Command(f"{commands[-1].line}\n{line}", [])
+            commands.append(Command(line[2:], [], start))
+            continue
+        command = commands[-1]
+        if command.line.endswith("\\") and not command.output:
+            commands[-1] = Command(f"{command.line}\n{line}", [], start)
         else:
-            commands[-1].output.append(line)
+            commands[-1] = Command(command.line, [*command.output, line], start)
     return commands
 
 
 def _run(line: str, *, folder: pathlib.Path, replacements: Sequence[tuple[str, str]]) -> list[str]:
     environment = {
-        **{k: v for k, v in os.environ.items() if k not in ("XLA_FLAGS", "PYTEST_CURRENT_TEST")},
+        **{name: value for name, value in os.environ.items() if not name.startswith(_OF_THIS_RUN)},
         "PATH": os.pathsep.join([str(pathlib.Path(sys.executable).parent), os.environ["PATH"]]),
-        "PYTHONPATH": str(folder),
+        "PYTHONDONTWRITEBYTECODE": "1",
         "JAX_PLATFORMS": "cpu",
         "COLUMNS": "110",
         "TERM": "dumb",

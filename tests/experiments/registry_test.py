@@ -44,6 +44,18 @@ def test_a_module_is_found_by_its_own_name_and_below_our_package(user_module):
     assert registry.import_recipe("text.gpt.fuji_tiny").__name__ == ("axlearn.experiments.text.gpt.fuji_tiny")
 
 
+def test_a_module_below_the_working_directory_is_found_as_after_python_m(tmp_path, monkeypatch):
+    (tmp_path / "recipes_of_this_folder.py").write_text("def named_trainer_configs():\n    return {}\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [path for path in sys.path if path])
+    assert registry.import_recipe("recipes_of_this_folder").named_trainer_configs() == {}
+
+
+def test_the_file_of_a_module_is_answered_with_the_modules_name():
+    with pytest.raises(ModuleNotFoundError, match=r"Did you mean 'my_project\.recipes'\?"):
+        registry.import_recipe("my_project/recipes.py")
+
+
 def test_an_unknown_name_is_answered_with_the_nearest_of_all_recipes():
     with pytest.raises(
         UnknownConfigNameError, match=r"no recipe is called 'tiny-lang'\.\n  Did you mean 'tiny-long'"

@@ -34,6 +34,7 @@ from axlearn.common.config._json import config_to_json as config_to_json
 from axlearn.common.config._named import TrainerConfigFn as TrainerConfigFn
 from axlearn.common.config._named import UnknownConfigNameError as UnknownConfigNameError
 from axlearn.common.config._named import get_named_trainer_config as get_named_trainer_config
+from axlearn.common.config._named import make_trainer_config as make_trainer_config
 from axlearn.common.config._named import with_overrides as with_overrides
 from axlearn.common.config._names import listing as listing
 from axlearn.common.config._names import nearest_names as nearest_names
@@ -52,6 +53,7 @@ from axlearn.common.config._overrides import InvalidOverrideError as InvalidOver
 from axlearn.common.config._overrides import apply_overrides as apply_overrides
 from axlearn.common.config._paths import PathError as PathError
 from axlearn.common.config._paths import Place as Place
+from axlearn.common.config._paths import split_assignment as split_assignment
 from axlearn.common.config._paths import value_at as value_at
 from axlearn.common.config._places import set_value_at as set_value_at
 from axlearn.common.config._provenance import SourceLocation as SourceLocation

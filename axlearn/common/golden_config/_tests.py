@@ -13,6 +13,7 @@ from axlearn.common.config import TrainerConfigFn, error_message, nearest_names
 from axlearn.common.golden_config._diff import diff_text
 from axlearn.common.golden_config._files import SUMS_FILE, GoldenFolder, file_name, sha256
 from axlearn.common.golden_config._texts import TEXTS, with_golden_data_dir
+from axlearn.common.user_errors import error_text, is_for_users
 
 # Set to 1, tests write the golden files instead of comparing with them.
 UPDATE_VARIABLE = "UPDATE_GOLDEN"
@@ -54,14 +55,22 @@ def golden_tests(
     @pytest.mark.parametrize("case", suite.cases(), ids=str)
     def test_goldens(case: _Case, request: Any, tmp_path: pathlib.Path) -> None:
         folder = GoldenFolder(path=request.config.rootpath / golden_dir / module, has_sums=texts is not None)
-        is_update = os.environ.get(UPDATE_VARIABLE, "0") not in ("", "0") or request.config.getoption(
-            _UPDATE_OPTION, default=False
-        )
-        problem = (suite.update if is_update else suite.check)(case, folder=folder, scratch=tmp_path)
+        is_update = request.config.getoption(_UPDATE_OPTION, default=False) or _is_update_asked_for()
+        try:
+            problem = (suite.update if is_update else suite.check)(case, folder=folder, scratch=tmp_path)
+        except Exception as e:
+            if not is_for_users(e):
+                raise
+            problem = f"{case}: {error_text(e)}"
         if problem is not None:
             pytest.fail(problem, pytrace=False)
 
     return test_goldens
+
+
+def _is_update_asked_for() -> bool:
+    """Whether the environment says so; a word that may mean the opposite does not."""
+    return os.environ.get(UPDATE_VARIABLE, "").lower() in ("1", "true", "yes", "on")
 
 
 def _pytest() -> Any:
@@ -106,7 +115,7 @@ class _Suite:
 
     @functools.cached_property
     def configs(self) -> dict[str, TrainerConfigFn]:
-        configs = _import(self.module).named_trainer_configs()
+        configs: Any = getattr(_import(self.module), "named_trainer_configs", dict)()
         if not isinstance(configs, dict):
             raise ValueError(
                 error_message(
@@ -118,6 +127,23 @@ class _Suite:
         return configs
 
     def cases(self) -> list[_Case]:
+        if not self.configs:
+            raise ValueError(
+                error_message(
+                    where="golden_tests",
+                    what=f"{self.module} has no named_trainer_configs(), or there are none",
+                    expected="a function that returns a dict from names to functions that make trainer configs",
+                )
+            )
+        for name in self.configs:
+            if "/" in name or os.sep in name:
+                raise ValueError(
+                    error_message(
+                        where=f"{self.module}.named_trainer_configs()",
+                        what=f"the name {name!r} cannot be that of a file",
+                        expected="names without separators of paths",
+                    )
+                )
         names = [name for name in self.configs if self.match is None or re.fullmatch(self.match, name)]
         if not names:
             raise ValueError(
@@ -184,7 +210,7 @@ class _Suite:
             return None
         return error_message(
             where=_shown(folder.path),
-            what=f"{len(stale)} golden files of configs that {self.module} does not have: {', '.join(stale)}",
+            what=f"golden files of configs that {self.module} does not have: {', '.join(stale)}",
             nearest=nearest_names(stale[0].removesuffix(".txt"), list(self.configs)),
             advice=f"{UPDATE_VARIABLE}=1 pytest removes them",
         )

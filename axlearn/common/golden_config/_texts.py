@@ -6,7 +6,7 @@ from typing import Any
 import jax
 
 from axlearn.common.base_layer import BaseLayer, ParameterSpec
-from axlearn.common.config import InstantiableConfig, TrainerConfigFn
+from axlearn.common.config import InstantiableConfig, TrainerConfigFn, make_trainer_config
 from axlearn.common.data_dir import set_data_dir
 from axlearn.common.module import functional
 from axlearn.common.optimizer_base import make_opt_params
@@ -23,7 +23,8 @@ _REGULARIZERS = ("weight_decay_scale", "l2_regularizer_scale")
 def with_golden_data_dir(trainer_config_fn: TrainerConfigFn) -> InstantiableConfig:
     """Returns a recipe's config as golden files have it: for a data directory called "$DATA_DIR"."""
     with set_data_dir(_DATA_DIR):
-        return trainer_config_fn()
+        cfg: InstantiableConfig = make_trainer_config(trainer_config_fn)
+        return cfg
 
 
 def config_text(cfg: InstantiableConfig) -> str:

@@ -10,6 +10,7 @@ from axlearn.common.config import (
     UnknownConfigNameError,
     config_class,
     get_named_trainer_config,
+    make_trainer_config,
     with_overrides,
 )
 
@@ -65,3 +66,28 @@ def test_a_module_without_configs_is_refused(recipe):
     del recipe.named_trainer_configs
     with pytest.raises(AttributeError, match="some_recipe: the module has no named_trainer_configs"):
         get_named_trainer_config("x", config_module="some_recipe")
+
+
+def test_a_recipe_need_not_have_a_data_dir():
+    cfg = Configurable.default_config()
+    assert make_trainer_config(lambda: cfg, data_dir="somewhere") is cfg
+    assert (
+        make_trainer_config(lambda data_dir: cfg if data_dir == "somewhere" else None, data_dir="somewhere")
+        is cfg
+    )
+
+
+@pytest.mark.parametrize(
+    ("recipe", "message"),
+    [
+        (
+            lambda data_dir=None: None,
+            r"the recipe returned None\.\n  Expected a trainer config\. Is its 'return",
+        ),
+        (lambda: 3, r"the recipe returned a value of builtins\.int"),
+        (Configurable.default_config(), r"named_trainer_configs\(\): a config stands for a recipe"),
+    ],
+)
+def test_what_is_no_recipe_is_told(recipe, message):
+    with pytest.raises(ValueError, match=message):
+        make_trainer_config(recipe)

@@ -8,6 +8,7 @@ import sys
 import pytest
 
 from axlearn.common.golden_config import golden_tests
+from axlearn.common.golden_config._tests import _is_update_asked_for
 
 ROOT = pathlib.Path(__file__).resolve().parents[3]
 
@@ -84,7 +85,7 @@ def test_golden_files_are_written_compared_and_swept(project):
     out = _pytest(project)
     assert "6 failed, 6 passed" in out
     for text in (
-        "tests/golden/my_project.recipes: 1 golden files of configs that my_project.recipes does not have: "
+        "tests/golden/my_project.recipes: golden files of configs that my_project.recipes does not have: "
         "tinny_init.txt.",
         "tiny-7 (init): there is nothing about it in tests/golden/my_project.recipes/tiny-7_init.txt.",
         "tiny-7 (init): there is nothing about it in tests/sums/my_project.recipes/SHA256SUMS.",
@@ -114,6 +115,8 @@ def _recipes(monkeypatch, configs):
     [
         ({"a": None}, {"match": "b"}, r"match: no config of some_recipes matches 'b'.*\n.*such as 'a'"),
         ({"a": None}, {"kinds": ["inits"]}, r"kinds: unknown kind 'inits'.*\n.*Did you mean 'init'"),
+        ({}, {}, r"some_recipes has no named_trainer_configs\(\)"),
+        ({"a/b": None}, {}, r"the name 'a/b' cannot be that of a file"),
         (lambda name: None, {}, r"some_recipes.named_trainer_configs\(\): a function.*\n.*a dict from names"),
     ],
 )
@@ -121,3 +124,16 @@ def test_what_would_test_nothing_is_refused_when_tests_are_collected(monkeypatch
     _recipes(monkeypatch, configs)
     with pytest.raises(ValueError, match=message):
         golden_tests("some_recipes", golden_dir="golden", **options)
+
+
+def test_a_module_that_pytest_does_not_find_is_answered_with_what_to_write():
+    with pytest.raises(ModuleNotFoundError, match=r"no module 'no_such_project'\.\n  .*pythonpath"):
+        golden_tests("no_such_project.recipes", golden_dir="golden")
+
+
+@pytest.mark.parametrize(
+    ("value", "is_asked_for"), [("1", True), ("true", True), ("0", False), ("False", False)]
+)
+def test_only_a_yes_writes_golden_files(monkeypatch, value, is_asked_for):
+    monkeypatch.setenv("UPDATE_GOLDEN", value)
+    assert _is_update_asked_for() is is_asked_for

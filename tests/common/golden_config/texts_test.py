@@ -53,7 +53,10 @@ def test_the_config_is_left_as_it_was():
 
 
 def test_recipes_see_the_data_directory_of_golden_files():
-    assert with_golden_data_dir(get_data_dir) == "$DATA_DIR"
+    def recipe():
+        return fuji_tiny.trainer_config().set(dir=get_data_dir())
+
+    assert with_golden_data_dir(recipe).dir == "$DATA_DIR"
 
 
 def test_models_and_learners_of_the_references_dumps_have_the_references_parameters(shared_dir):
