@@ -1,11 +1,12 @@
-"""How long a start takes, as multiples of `import jax`: --help, a dry run, a refusal, fuji-tiny's first step.
+"""How long starts take, as multiples of `import jax`: help, `config show`, a dry run, a refusal, a first step.
 
     .venv/bin/python benchmarks/startup_benchmark.py
 
 The run is the recipe as it is: the data of its evaluation is opened before the first step. Each figure is the
 least of some fresh processes, interleaved with as many of `import jax`, in one run. What is refused is the recipe
 in the shape of a model of 70 billion parameters; its most memory at any time is printed too, beside that of
-`import jax`. Budgets of the project: 1.5 for --help, 5 for the first step from a warm cache, 10 for the refusal.
+`import jax`. Budgets of the project: 1.5 for --help, 2.5 for `config show`, 5 for the first step
+from a warm cache, 10 for the refusal.
 """
 
 import pathlib
@@ -77,6 +78,7 @@ def main() -> None:
         commands = {
             "import jax": IMPORT_JAX,
             "--help": [*LAUNCH, "--help"],
+            "config show fuji-70B": [sys.executable, "-m", "axlearn.cli.main", "config", "show", "fuji-70B"],
             "--dry_run": [*LAUNCH, "--config=fuji-tiny", "--dry_run"],
             "refusal of 70B": refused,
         }

@@ -5,7 +5,7 @@ import os
 from collections.abc import Iterator
 from typing import Any, NamedTuple, Optional
 
-from axlearn.cli._config_source import Options, Source, apply_options, find
+from axlearn.cli._config_source import Options, Source, apply_options, find, open_mesh_selector
 from axlearn.common.config import (
     InstantiableConfig,
     SourceLocation,
@@ -55,7 +55,7 @@ def stages(source: Source, options: Options) -> list[Stage]:
     with recording_callers():
         cfg, _ = find(source, options)
         kind, by = (RECIPE, source.base) if source.name is not None else (FILE, source.base)
-        found = [Stage(kind, by, (), cfg), *_rule_stages(cfg, source.mesh_selector)]
+        found = [Stage(kind, by, (), cfg), *_rule_stages(cfg, open_mesh_selector(source, cfg))]
     cfg = found[-1].cfg
     # All at once first: that is what a start does, and what its errors are about.
     apply_options(cfg.clone(), options.overrides, options)

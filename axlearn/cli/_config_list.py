@@ -3,6 +3,7 @@
 import argparse
 import fnmatch
 import re
+import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Optional
 
@@ -104,12 +105,19 @@ def _row(name: str, recipe: TrainerConfigFn, aliases: Mapping[str, str]) -> Row:
     try:
         cfg: Any = make_trainer_config(recipe)
     except Exception as e:
-        if not is_for_users(e):
-            raise
-        return Row(name, others, {}, (), error_text(e).partition("\n")[0])
+        # One that fails, be it by a slip of its author, hides none of the others.
+        return Row(name, others, {}, (), _problem(e))
     facts = {column: _fact(cfg, paths) for column, paths in _FACTS.items()}
     rules = [(pattern, _words(rule)) for pattern, rule in cfg.mesh_rules or ()]
     return Row(name, others, facts, rules, None)
+
+
+def _problem(e: Exception) -> str:
+    """An error in one line; of a slip, its type and the line of the code that made it."""
+    if is_for_users(e):
+        return error_text(e, with_traceback=False).partition("\n")[0]
+    frame = traceback.extract_tb(e.__traceback__)[-1]
+    return f"{type(e).__name__}: {e} ({frame.filename}:{frame.lineno})"
 
 
 def _fact(cfg: ConfigBase, paths: Sequence[str]) -> Any:
@@ -158,7 +166,7 @@ def _json_row(row: Row) -> dict[str, Any]:
     return {
         "name": row.name,
         "aliases": list(row.aliases),
-        **row.facts,
+        **{column: row.facts.get(column) for column in _FACTS},
         "mesh_rules": [{"pattern": pattern, "does": words} for pattern, words in row.mesh_rules],
         "problem": row.problem,
     }

@@ -26,7 +26,8 @@ from axlearn.common.config import (
 from axlearn.common.data_dir import set_data_dir
 from axlearn.common.launch_trainer import WITHOUT_EFFECT, import_prefixes
 from axlearn.common.run_dir import CONFIG_FILE, read_run_config
-from axlearn.common.trainer import select_mesh_config
+from axlearn.common.run_record import applied_mesh_rule
+from axlearn.common.trainer import find_mesh_rule, select_mesh_config
 from axlearn.experiments.registry import (
     find_trainer_config,
     import_recipe,
@@ -111,7 +112,7 @@ def parse_source(text: str, options: Options) -> Source:
 
     Raises:
         UnknownConfigNameError: If it is no recipe, and there is no such file.
-        ValueError: If it names a machine and `options` does, too.
+        ValueError: If it names a machine and `options` another one, or none behind its @.
         FileNotFoundError: If it can only be a file, and there is none.
     """
     if os.sep in text or text in (os.curdir, os.pardir):
@@ -127,6 +128,10 @@ def parse_source(text: str, options: Options) -> Source:
         if os.path.exists(text):
             return Source(text, None, text, options.mesh_selector)
         raise
+    if at and not selector:
+        raise ValueError(
+            error_message(where=text, what="there is no machine behind the @", expected="one, or no @")
+        )
     if at and options.mesh_selector and options.mesh_selector != selector:
         raise ValueError(
             error_message(
@@ -172,8 +177,34 @@ def load(source: Source, options: Options) -> Subject:
         OSError: If there is no such file.
     """
     cfg, recipe = find(source, options)
-    select_mesh_config(cfg, mesh_selector=source.mesh_selector)
+    select_mesh_config(cfg, mesh_selector=open_mesh_selector(source, cfg))
     return Subject(source, cfg, recipe, apply_options(cfg, options.overrides, options))
+
+
+def open_mesh_selector(source: Source, cfg: InstantiableConfig) -> Optional[str]:
+    """Returns the machine whose mesh rule is still to be applied; None where there is none.
+
+    The config of a run has been through the rule that its record names, and what was set on top of that stays.
+
+    Raises:
+        ValueError: If it has been through another rule, which nothing takes back.
+    """
+    if source.mesh_selector is None or source.path is None:
+        return source.mesh_selector
+    is_config_file = os.path.basename(source.path) == CONFIG_FILE
+    applied = applied_mesh_rule(os.path.dirname(source.path) if is_config_file else source.path)
+    if applied is None:
+        return source.mesh_selector
+    chosen = str(find_mesh_rule(cfg, mesh_selector=source.mesh_selector))
+    if chosen != applied:
+        raise ValueError(
+            error_message(
+                where="--mesh_selector",
+                what=f"{source.mesh_selector!r} chooses {chosen}, and this run has been changed by {applied}",
+                expected="the same rule, none, or the recipe in the place of the run",
+            )
+        )
+    return None
 
 
 def apply_options(cfg: Any, overrides: Sequence[str], options: Options) -> list[Override]:

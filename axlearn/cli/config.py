@@ -39,8 +39,11 @@ def main(argv: Sequence[str]) -> int:
     )
     try:
         return int(command.run(args, options))
-    except RuntimeError as e:
-        if args.command != "diff" or not is_for_users(e):
+    except BrokenPipeError:
+        raise
+    except Exception as e:
+        # A recipe's own slip has its traceback, and is no difference either.
+        if args.command != "diff" or (is_for_users(e) and not isinstance(e, RuntimeError)):
             raise
         print(f"axlearn config: {error_text(e)}", file=sys.stderr)
         return _DIFF_TROUBLE_STATUS

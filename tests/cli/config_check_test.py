@@ -42,6 +42,14 @@ def test_the_status_is_0_where_there_are_only_warnings(check):
     assert out.endswith("bigrams: no errors, 2 warnings\n")
 
 
+def test_rows_of_padding_are_warned_of(check):
+    rows = "input.input_dispatcher.global_logical_batch_size=1000"
+    _, out = check("fuji-7B-v2@tpu-v4-1024", "--data_dir=FAKE", "--set", rows)
+    assert "1,000 rows do not divide over the devices: 24 of padding make them 1,024 in every step." in out
+    _, out = check("fuji-7B-v2@tpu-v4-1024", "--data_dir=FAKE")
+    assert "padding" not in out
+
+
 def test_programs_get_all_of_it(check):
     status, out = check("bigrams@tpu-v4-8", MODULE, "--set", "mesh_shape=(2,2)", "--json")
     assert status == 0

@@ -4,11 +4,13 @@ import json
 import pathlib
 import subprocess
 import sys
+import time
 
 import pytest
 
 from axlearn.cli import config, main
 from axlearn.common.config import config_to_json
+from axlearn.common.trainer import find_mesh_rule
 from axlearn.experiments.registry import find_trainer_config
 from tests.cli.config_recipe import trainer_config
 from tests.conftest import REPO_ROOT
@@ -160,6 +162,21 @@ def test_a_recipe_is_compared_with_a_run_as_that_was_written(run, tmp_path):
     )
 
 
+def test_the_rule_that_a_run_went_through_is_not_applied_again(run, tmp_path):
+    cfg = trainer_config().set(dir="run", mesh_shape=(2, 4))
+    folder = _write_run(tmp_path / "run", cfg)
+    rule = str(find_mesh_rule(cfg, mesh_selector="tpu-v5litepod-8"))
+    (folder / "overrides.json").write_text(json.dumps([{"mesh_rule": rule, "overrides": []}]))
+    for source in (folder, folder / "trainer_config.json"):
+        args = (str(source), MODULE, "--mesh_selector=tpu-v5litepod-8")
+        assert run("show", *args, "--path=mesh_shape")[1] == "mesh_shape[0]: 2\nmesh_shape[1]: 4\n"
+        assert "mesh rule" not in run("explain", *args, "mesh_shape")[1]
+        assert run("diff", *args)[:2] == (0, "")
+        status, _, err = run("show", str(source), MODULE, "--mesh_selector=tpu-v4-8")
+        assert status == 2
+        assert f"this run has been changed by {rule}" in err
+
+
 def test_dumps_are_compared_though_their_classes_are_gone(run, tmp_path):
     old, new = tmp_path / "old.txt", tmp_path / "new.txt"
     old.write_text("klass: 'gone.Trainer'\nmax_step: 1\nname: 'a'")
@@ -220,6 +237,33 @@ def test_a_recipe_that_cannot_be_made_here_is_listed_with_its_reason(run, monkey
     ]
 
 
+def test_a_recipe_with_a_slip_hides_no_other_recipe_and_is_no_difference(run, monkeypatch):
+    from tests.cli import config_recipe
+
+    recipes = {"slip": lambda: [][1], "bigrams": config_recipe.trainer_config}
+    monkeypatch.setattr(config_recipe, "named_trainer_configs", lambda: recipes)
+    rows = {row["name"]: row for row in json.loads(run("list", MODULE, "--json")[1])["configs"]}
+    assert rows["slip"]["problem"].startswith("IndexError: list index out of range (")
+    assert "config_test.py:" in rows["slip"]["problem"]
+    assert rows["bigrams"]["problem"] is None
+    assert list(rows["slip"]) == list(rows["bigrams"])
+    status, out, err = run("diff", "bigrams", "slip", MODULE)
+    assert (status, out) == (2, "")
+    assert "IndexError: list index out of range" in err
+
+
+def test_showing_the_largest_model_takes_little_more_than_importing_jax():
+    """The budget is 2.5, and `benchmarks/startup_benchmark.md` has what it takes; others use the cores, too."""
+
+    def seconds(*arguments: str) -> float:
+        started = time.perf_counter()
+        subprocess.run([sys.executable, *arguments], cwd=REPO_ROOT, check=True, stdout=subprocess.DEVNULL)
+        return time.perf_counter() - started
+
+    show = ("-m", "axlearn.cli.main", "config", "show", "fuji-70B")
+    assert min(seconds(*show) / seconds("-c", "import jax") for _ in range(3)) < 2.5
+
+
 def test_error_texts_are_golden_files(run, golden, tmp_path):
     (tmp_path / "empty").mkdir()
     (tmp_path / "dump.txt").write_text("max_step")
@@ -237,6 +281,7 @@ def test_error_texts_are_golden_files(run, golden, tmp_path):
         ["show", "bigrams", MODULE, "--set=max_steps=3"],
         ["show", "bigrams", MODULE, "--set=mesh_rules=None"],
         ["show", "bigrams@tpu-v7-8", MODULE],
+        ["show", "bigrams@", MODULE],
         ["show", "bigrams@tpu-v4-8", MODULE, "--mesh_selector=my-cluster"],
         ["show", "bigrams", "--module=tests.no_such_module"],
         ["diff", "bigrams", MODULE],

@@ -246,6 +246,7 @@ def _split_axes(spec: PartitionSpec, sizes: Mapping[str, int]) -> set[str]:
 def _rows(trainer: SpmdTrainer, data: Input, path: str) -> Iterator[Finding]:
     """Rows of a batch that do not divide over the devices; of the training data the trainer itself refuses them."""
     if path == "input":
+        yield from _padding(trainer, data)
         return
     with trainer.mesh() as mesh:
         spec = data.partition_spec
@@ -258,6 +259,21 @@ def _rows(trainer: SpmdTrainer, data: Input, path: str) -> Iterator[Finding]:
         if num_rows % num_shards:
             message = f"a batch of {num_rows} rows does not divide over the {num_shards} shards of {axes}"
             yield Finding(Severity.ERROR, path, message)
+
+
+def _padding(trainer: SpmdTrainer, data: Input) -> Iterator[Finding]:
+    """Rows that a training batch has only for it to divide over the devices, each at the cost of one with data."""
+    dispatcher = getattr(data, "input_dispatcher", None)
+    rows = getattr(getattr(dispatcher, "config", None), "global_logical_batch_size", None)
+    specs = flatten_items(trainer.programs.batch_specs())
+    num_physical = max((spec.shape[0] for _, spec in specs if len(spec.shape)), default=0)
+    if isinstance(rows, int) and num_physical > rows:
+        yield Finding(
+            Severity.WARNING,
+            "input.input_dispatcher.global_logical_batch_size",
+            f"{rows:,} rows do not divide over the devices: {num_physical - rows:,} of padding make them "
+            f"{num_physical:,} in every step",
+        )
 
 
 def _vocabularies(trainer: SpmdTrainer, inputs: Mapping[str, Input]) -> Iterator[Finding]:
