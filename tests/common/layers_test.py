@@ -128,9 +128,17 @@ def test_embedding_looks_up_and_attends_by_the_same_table():
     weight, ids = _normal(7, 3), np.array([[0, 6], [3, 3]])
     np.testing.assert_array_equal(_run(layer, {"weight": weight}, ids), weight[ids])
     x = _normal(2, 5, 3, seed=1)
-    np.testing.assert_allclose(
-        _run(layer, {"weight": weight}, x, method="attend"), x @ weight.T, rtol=1e-5, atol=1e-6
-    )
+    # Also with a partition spec that names no dim, or not all.
+    for spec in (None, (), ("data",), ("data", None, "model")):
+        found, _ = functional(
+            layer,
+            None,
+            {"weight": jnp.asarray(weight)},
+            {"x": jnp.asarray(x), "logits_partition_spec": spec},
+            method="attend",
+            is_training=False,
+        )
+        np.testing.assert_allclose(found, x @ weight.T, rtol=1e-5, atol=1e-6)
 
 
 def test_embedding_of_an_id_outside_the_table_is_nan():

@@ -408,7 +408,13 @@ class MultiheadAttention(BaseLayer):
             in_order: Whether both are 0, 1, 2, ..., which kernels can make use of.
         """
         bias = self._mask_bias(target_positions=target_positions, source_positions=source_positions)
-        if in_order and isinstance(bias, MaskFnAttentionBias):
+        # A mask of one's own may look at other positions than it was given.
+        if (
+            in_order
+            and isinstance(bias, MaskFnAttentionBias)
+            and bias.target_positions is target_positions
+            and bias.source_positions is source_positions
+        ):
             bias = dataclasses.replace(bias, in_order=True)
         if self._logit_bias is None:
             return bias

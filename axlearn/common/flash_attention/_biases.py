@@ -1,7 +1,7 @@
 """Sorting what is added to the logits into what kernels know."""
 
 import dataclasses
-from typing import NamedTuple, Optional
+from typing import NamedTuple, Optional, TypeGuard, TypeVar
 
 from axlearn.common.attention_bias import (
     BaseAttentionBias,
@@ -14,6 +14,8 @@ from axlearn.common.attention_bias import (
     causal_mask,
 )
 from axlearn.common.attention_kernels import Window
+
+B = TypeVar("B", bound=BaseAttentionBias)
 
 
 class SortedBias(NamedTuple):
@@ -41,8 +43,8 @@ def sort_bias(bias: BaseAttentionBias) -> SortedBias:
         bias: The bias.
 
     Returns:
-        Each summand in one place. Masks of indices that are not known to be 0, 1, 2, ..., and all segment ids but
-        the first, count as explicit.
+        Each summand in one place. Masks of indices that are not known to be 0, 1, 2, ..., all segment ids but the
+        first, and biases of classes that compute their values themselves, count as explicit.
     """
     found = SortedBias()
     for leaf in bias.leaves():
@@ -51,9 +53,9 @@ def sort_bias(bias: BaseAttentionBias) -> SortedBias:
         window = _window_of(leaf)
         if window is not None:
             found = found._replace(window=found.window.intersect(window))
-        elif isinstance(leaf, MaskFnAttentionBias) and leaf.in_order:
+        elif _is_mask_in_order(leaf):
             found = found._replace(mask_fns=(*found.mask_fns, leaf.mask))
-        elif isinstance(leaf, SegmentIdAttentionBias) and found.segments is None:
+        elif _is_plain(leaf, SegmentIdAttentionBias) and found.segments is None:
             is_self = leaf.source_segment_ids is None or leaf.source_segment_ids is leaf.segment_ids
             found = found._replace(segments=_with_both(leaf), is_self_segmented=is_self)
         else:
@@ -61,8 +63,18 @@ def sort_bias(bias: BaseAttentionBias) -> SortedBias:
     return found
 
 
+def _is_plain(bias: BaseAttentionBias, cls: type[B]) -> TypeGuard[B]:
+    """Whether a bias is of this class or one below it, and no class between computes the values itself."""
+    methods = ("value", "bool_value")
+    return isinstance(bias, cls) and all(getattr(type(bias), m) is getattr(cls, m) for m in methods)
+
+
+def _is_mask_in_order(bias: BaseAttentionBias) -> TypeGuard[MaskFnAttentionBias]:
+    return _is_plain(bias, MaskFnAttentionBias) and bias.in_order
+
+
 def _window_of(bias: BaseAttentionBias) -> Optional[Window]:
-    if not isinstance(bias, MaskFnAttentionBias) or not bias.in_order:
+    if not _is_mask_in_order(bias):
         return None
     if isinstance(bias, SlidingWindowAttentionBias):
         return Window(left=bias.sliding_window_size, right=0)

@@ -81,7 +81,9 @@ class Embedding(BaseLayer):
         if cfg.embedding_partition_spec is not None:
             weight = maybe_shard(weight, cfg.embedding_partition_spec)
         elif logits_partition_spec is not None:
-            *batch_axes, ids_axes = logits_partition_spec
+            # A partition spec need not name the last dims.
+            spec = (*logits_partition_spec, *(None,) * (x.ndim - len(logits_partition_spec)))
+            *batch_axes, ids_axes = spec
             # First whole in ids, then in parts of them: in one step, XLA for TPU moves scores between slices in place
             # of the table (gspmd-16B-2x16x8 in small on 2 x v5p:2x2x1: 29.4 GiB of temporary memory, now 6.5).
             weight = maybe_shard(weight, (None, *(cfg.param_partition_spec or (None, None))[1:]))

@@ -7,8 +7,10 @@ import pytest
 from jax.sharding import PartitionSpec
 
 from axlearn.common.attention import GroupedQueryAttention, TransformerLayer
+from axlearn.common.attention_bias import CausalAttentionBias, SegmentIdAttentionBias
 from axlearn.common.attention_kernels import collect_attention_choices, describe_attention_choice
-from axlearn.common.config import config_class
+from axlearn.common.config import config_class, config_for_function
+from axlearn.common.flash_attention._biases import sort_bias
 from axlearn.common.flash_attention.layer import FlashAttention, FlashBlockSizeModifier
 from axlearn.common.layers import Dropout
 from axlearn.common.module import Module, functional
@@ -132,6 +134,48 @@ def test_decoding_does_not_ask_kernels_whose_masks_count_from_zero():
     choice = _choice(layer, method="extend_step", cached_states=states, query=normal(2, 128, 64))
     assert choice.task.explicit == ("CausalAttentionBias",)
     assert choice.name == "tpu_flash"
+
+
+class EveryOther(CausalAttentionBias):
+    """A causal mask that says by a method of its own that every other key is masked."""
+
+    def bool_value(self):
+        """See `BoolAttentionBias.bool_value`."""
+        distance = self.target_positions[:, None, :, None] - self.source_positions[:, None, None, :]
+        return super().bool_value() & (distance % 2 == 0)
+
+
+class PaddingSeesNothing(SegmentIdAttentionBias):
+    """Segments whose number 0 is padding."""
+
+    def bool_value(self):
+        """See `BoolAttentionBias.bool_value`."""
+        return super().bool_value() & (self.segment_ids > 0)[:, None, :, None]
+
+
+def _sees_the_next(target_positions, source_positions):
+    return CausalAttentionBias(target_positions + 1, source_positions)
+
+
+@pytest.mark.parametrize(
+    ("mask", "name"),
+    [
+        (EveryOther.default_config(), "EveryOther"),
+        (config_for_function(_sees_the_next), "CausalAttentionBias"),
+    ],
+)
+def test_a_mask_that_computes_itself_or_moves_positions_is_not_taken_for_the_causal_one(mask, name):
+    layer = _attention(FlashAttention, mask=mask).instantiate(parent=None)
+    choice = _choice(layer, query=normal(2, 128, DIM))
+    assert dict(choice.refused)["tpu_splash"] == f"takes no array of biases, as needed for {name}"
+    assert choice.task.explicit == (name,)
+    assert choice.task.window.is_full
+
+
+def test_segments_that_compute_their_mask_themselves_are_not_taken_for_plain_ones():
+    ids = jnp.ones([2, 8], jnp.int32)
+    assert sort_bias(PaddingSeesNothing(ids, ids)).explicit == ("PaddingSeesNothing",)
+    assert sort_bias(SegmentIdAttentionBias(ids, ids)).segments is not None
 
 
 def test_a_choice_is_told_with_the_reasons_of_those_that_refused():
