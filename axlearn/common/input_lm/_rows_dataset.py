@@ -132,7 +132,8 @@ class _RowsIterator(grain.DatasetIterator):
             self._next_block, self._is_abandoned = None, False
 
     def close(self) -> None:
-        self._abandon_next_block()
+        # Also called by the garbage collector, from any thread: nothing here waits.
+        self._is_abandoned = True
         super().close()
 
 

@@ -1,5 +1,6 @@
 """Examples into batches, of which every process makes its own part."""
 
+import importlib
 import itertools
 import os
 from collections.abc import Callable, Sequence
@@ -11,7 +12,6 @@ import numpy as np
 from axlearn.common.config import InstantiableConfig, error_message, maybe_instantiate
 from axlearn.common.input_dispatch import PADDING_VALUES
 from axlearn.common.input_tf_data._dataset import ENDLESS, Dataset, DatasetToDatasetFn, load_grain
-from axlearn.common.input_tf_data._prefetch import prefetched
 from axlearn.common.utils import Nested
 
 PadExampleFn = Callable[[Nested[np.ndarray]], Nested[np.ndarray]]
@@ -108,7 +108,7 @@ def per_feed_batch(
         if isinstance(dataset, load_grain().MapDataset):
             return from_random_access(dataset)
         batches = dataset.batch(global_batch_size, drop_remainder=is_training, batch_fn=part_of)
-        return prefetched(batches, num_ahead=num_ahead)
+        return read_ahead(batches, num_ahead=num_ahead) if num_ahead else batches
 
     return process
 
@@ -152,6 +152,13 @@ def batch(
         num_feeds=num_feeds,
         feed_index=jax.process_index() if feed_index is None else feed_index,
     )
+
+
+def read_ahead(dataset: Dataset, *, num_ahead: int) -> Dataset:
+    """Returns a stream whose elements a thread reads ahead, up to `num_ahead` of them."""
+    # The stream's class is one of grain's, which is loaded only when data is read.
+    module = importlib.import_module("axlearn.common.input_tf_data._prefetch")
+    return module.ReadAheadIterDataset(dataset, num_ahead=num_ahead)
 
 
 def stack(examples: Sequence[Any]) -> Any:

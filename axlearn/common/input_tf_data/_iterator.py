@@ -8,7 +8,6 @@ from absl import logging
 from axlearn.common.config import error_message
 from axlearn.common.input_base import Batch, DataIterator
 from axlearn.common.input_tf_data._dataset import Dataset, load_grain
-from axlearn.common.input_tf_data._prefetch import closed_at_exit
 
 # Batches between two lines of the log while a place is looked for.
 _LOG_EVERY_N_BATCHES = 100
@@ -38,15 +37,12 @@ class DatasetIterator(DataIterator):
         super().__init__(batches_from=self._read_from, fingerprint=fingerprint)
         self._dataset = dataset
         self._finish = finish
-        self._iterator = self._open()
+        self._iterator = iter(dataset)
         # Where the stream is to be, if that is not where it is.
         self._dataset_state: Optional[dict[str, Any]] = None
         # A stream that only goes through a dataset by number, from which the place follows.
         parents = dataset.parents
         self._is_addressable = len(parents) == 1 and isinstance(parents[0], load_grain().MapDataset)
-
-    def _open(self) -> Any:
-        return closed_at_exit(iter(self._dataset))
 
     def _read_from(self, step: int) -> Iterator[Batch]:
         if self._is_addressable:
@@ -89,7 +85,7 @@ class DatasetIterator(DataIterator):
         if self._is_addressable:
             super().set_step(step)
             return
-        self._iterator = self._open()
+        self._iterator = iter(self._dataset)
         self._dataset_state = None
         super().set_step(0)
         if step:

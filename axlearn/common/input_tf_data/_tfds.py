@@ -108,7 +108,7 @@ def prepared_examples(
             error_message(
                 where=str(folder),
                 what=f"examples have no field {field!r}",
-                expected="one of " + ", ".join(map(repr, builder.info.features)),
+                expected="one of " + ", ".join(map(repr, sorted(builder.info.features))),
             )
         )
     try:

@@ -2,6 +2,8 @@
 
 import itertools
 import json
+import threading
+import time
 
 import grain
 import numpy as np
@@ -15,6 +17,7 @@ from axlearn.common.input_lm import (
     text_to_lm_eval_input,
     text_to_lm_training_input,
 )
+from axlearn.common.input_tf_data._batch import read_ahead
 from axlearn.common.vocabulary import SentencePieceVocabulary, train_sentencepiece
 
 TEXTS = [f"document {i} " * (1 + i % 5) for i in range(60)]
@@ -98,6 +101,55 @@ def test_an_error_in_the_thread_that_reads_ahead_is_raised_where_the_row_is_aske
     )
     with pytest.raises(OSError, match="the disk is gone"):
         list(dataset)
+
+
+class Blocking:
+    """Texts, of which those behind a place are only there once `released` is set."""
+
+    def __init__(self, place):
+        self.place = place
+        self.released = threading.Event()
+
+    def __len__(self):
+        return 1000
+
+    def __getitem__(self, i):
+        if i >= self.place:
+            assert self.released.wait(timeout=60)
+        return {"text": f"text number {i}".encode()}
+
+
+def test_going_elsewhere_while_a_block_is_being_read_takes_nothing_from_it(vocab):
+    source = Blocking(40)
+    dataset = text_to_lm_training_input(vocab, 16, window_size=2, shuffle_buffer_size=40)(
+        grain.MapDataset.source(source)
+    )
+    iterator = iter(dataset)
+    state = iterator.get_state()
+    first = [next(iterator) for _ in range(4)]
+    threading.Timer(0.3, source.released.set).start()
+    iterator.set_state(state)
+    rows = rows_as_tuples(itertools.islice(iterator, 200))
+    assert rows[:4] == rows_as_tuples(first)
+    assert rows == rows_as_tuples(itertools.islice(dataset, 200))
+    iterator.close()
+
+
+@pytest.mark.parametrize("num_ahead", [0, 2])
+def test_closing_waits_for_nobody(vocab, num_ahead):
+    """The garbage collector closes iterators in any thread, maybe in one that is itself waited for."""
+    source = Blocking(16)
+    dataset = text_to_lm_training_input(vocab, 16, window_size=2, shuffle_buffer_size=40)(
+        grain.MapDataset.source(source)
+    )
+    batches = dataset.batch(2, batch_fn=list)
+    iterator = iter(read_ahead(batches, num_ahead=num_ahead) if num_ahead else batches)
+    next(iterator)
+    start = time.perf_counter()
+    iterator.close()
+    assert time.perf_counter() - start < 5
+    assert not source.released.is_set()
+    source.released.set()
 
 
 def test_rows_for_evaluation_are_of_single_documents(vocab):

@@ -171,10 +171,17 @@ def test_a_position_is_not_taken_to_other_data(data_dir):
         train_input(data_dir, lambda cfg: cfg.source.set(seed=1)).batches().set_state(state)
 
 
-def test_a_seed_chooses_the_order(data_dir):
-    first = next(train_input(data_dir).batches())
-    assert same(next(train_input(data_dir, lambda cfg: cfg.source.set(seed=0)).batches()), first)
-    assert not same(next(train_input(data_dir, lambda cfg: cfg.source.set(seed=1)).batches()), first)
+@pytest.mark.parametrize("shuffle_buffer_size", [0, 64])
+def test_a_seed_chooses_the_order_of_documents_and_of_rows(data_dir, shuffle_buffer_size):
+    def first(seed):
+        def change(cfg):
+            cfg.source.seed = seed
+            cfg.source.preprocessor.shuffle_buffer_size = shuffle_buffer_size
+
+        return next(train_input(data_dir, change).batches())
+
+    assert same(first(None), first(0))
+    assert not same(first(0), first(1))
 
 
 def test_one_dataset_can_be_trained_on_without_a_mixture(data_dir):
