@@ -33,7 +33,8 @@ REPLACEMENTS = (
 _BLOCK = re.compile(r"^```(?P<info>[^\n]*)\n(?P<body>.*?)^```$", re.DOTALL | re.MULTILINE)
 _ANY_LINES = "..."
 # What this run of the tests has set for itself.
-_OF_THIS_RUN = ("XLA_FLAGS", "PYTHONPATH", "PYTEST_", "UPDATE_", "JAX_")
+# pytest does not shorten its lines where CI is set.
+_OF_THIS_RUN = ("CI", "XLA_FLAGS", "PYTHONPATH", "PYTEST_", "UPDATE_", "JAX_")
 
 
 class Command(NamedTuple):

@@ -20,7 +20,18 @@ from tests.common.flash_attention.kernel_cases import CASES, build, forward_and_
 _TOLERANCES = {jnp.float32: 2e-5, jnp.bfloat16: 2e-2}
 
 _INTERPRETED = [kernel.name for kernel in TABLE if "cudnn" not in kernel.name]
-_ACCEPTED = [(name, kernel) for name, case in CASES.items() for kernel in (*case.accepted_by, "xla")]
+# Interpreting a kernel takes seconds a case: the kernels that are not the first choice of any platform go through all
+# cases with the slow tests, and through packed rows always.
+_RARELY_CHOSEN = ("tpu_flash", "gpu_pallas")
+_ACCEPTED = [
+    pytest.param(
+        name,
+        kernel,
+        marks=[pytest.mark.slow] if kernel in _RARELY_CHOSEN and name != "causal, packed" else [],
+    )
+    for name, case in CASES.items()
+    for kernel in (*case.accepted_by, "xla")
+]
 _REFUSED = [
     (name, kernel)
     for name, case in CASES.items()
