@@ -1,11 +1,9 @@
 """Changes to a trainer's config for kinds of machines that recipes share."""
 
-from typing import Any
-
 from absl import logging
 
 from axlearn.common.config import ConfigModifier, InstantiableConfig, config_class
-from axlearn.common.flash_attention.layer import FlashAttention
+from axlearn.common.flash_attention.layer import FlashAttention, attention_configs
 
 
 class V6eFlashConfigModifier(ConfigModifier):
@@ -28,25 +26,10 @@ class V6eFlashConfigModifier(ConfigModifier):
         Recipes with and without flash attention share their mesh rules, and block sizes change no result. So a
         config without flash attention is none to refuse: it stays as it is, and a warning says so.
         """
-        found = _flash_attention_configs(cfg)
+        found = [layer for layer in attention_configs(cfg) if isinstance(layer, FlashAttention.Config)]
         for attention in found:
             attention.tpu_block_size = self.config.tpu_block_size
         if not found:
             name = type(self).__name__
             logging.warning("%s: there is no FlashAttention in this config: nothing to set.", name)
         return cfg
-
-
-def _flash_attention_configs(cfg: InstantiableConfig) -> list[FlashAttention.Config]:
-    found: list[FlashAttention.Config] = []
-
-    def enter(path: str, value: Any, children: Any) -> Any:
-        # The rules, of which the modifier may be one, are no part of what is trained.
-        if path == "mesh_rules":
-            return []
-        if isinstance(value, FlashAttention.Config):
-            found.append(value)
-        return children
-
-    cfg.visit(lambda path, value: None, enter)
-    return found

@@ -18,7 +18,6 @@ from axlearn.common.config_check import (
     check_config,
     fact_lines,
     finding_line,
-    silence,
     summary,
     with_findings,
 )
@@ -63,14 +62,12 @@ def _promises(subject: Subject, options: Options) -> list[Finding]:
     """What the recipe's name says and the config is not."""
     if subject.recipe is None:
         return []
-    # It tries the recipe's other rules, and what those have to say is not about this one.
-    with silence():
-        broken = broken_promises(
-            subject.recipe,
-            subject.cfg,
-            mesh_selector=subject.source.mesh_selector,
-            data_dir=options.data_dir,
-        )
+    broken = broken_promises(
+        subject.recipe,
+        subject.cfg,
+        mesh_selector=subject.source.mesh_selector,
+        data_dir=options.data_dir,
+    )
     return [Finding(Severity.WARNING, "", promise.message) for promise in broken]
 
 

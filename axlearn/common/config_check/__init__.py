@@ -2,7 +2,6 @@
 
 from axlearn.common.config_check._check import CheckReport as CheckReport
 from axlearn.common.config_check._check import check_config as check_config
-from axlearn.common.config_check._check import silence as silence
 from axlearn.common.config_check._check import with_findings as with_findings
 from axlearn.common.config_check._devices import AbsentDevice as AbsentDevice
 from axlearn.common.config_check._devices import devices_of as devices_of

@@ -1,8 +1,6 @@
 """A trainer built as shapes alone, for a machine that need not be there, and what is to be said about it."""
 
-import contextlib
 import dataclasses
-import logging
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Optional
@@ -18,6 +16,7 @@ from axlearn.common.config_check._findings import (
     findings_of_config,
     vocabulary_sizes,
 )
+from axlearn.common.dry_run import silence
 from axlearn.common.flops import FlopsPerToken
 from axlearn.common.input_base import Input
 from axlearn.common.machines import Machine, machine_of
@@ -137,17 +136,6 @@ def _machine(mesh_selector: Optional[str], findings: list[Finding]) -> Optional[
         message = f"{e}\n  Checked for as many devices as the mesh takes at the least."
         findings.append(Finding(Severity.NOTE, "mesh_selector", message.partition(": ")[2]))
         return None
-
-
-@contextlib.contextmanager
-def silence() -> Iterator[None]:
-    """A context in which nothing is logged: what is worth saying is in the findings."""
-    before = logging.root.manager.disable
-    logging.disable(logging.CRITICAL)
-    try:
-        yield
-    finally:
-        logging.disable(before)
 
 
 def _facts(trainer: SpmdTrainer) -> dict[str, Any]:

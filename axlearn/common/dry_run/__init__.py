@@ -5,4 +5,5 @@ from axlearn.common.dry_run._report import ArrayRow as ArrayRow
 from axlearn.common.dry_run._report import DryRun as DryRun
 from axlearn.common.dry_run._report import dry_run as dry_run
 from axlearn.common.dry_run._report import estimated_needs as estimated_needs
+from axlearn.common.dry_run._silence import silence as silence
 from axlearn.common.dry_run._text import dry_run_text as dry_run_text

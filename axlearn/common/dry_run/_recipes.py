@@ -3,7 +3,6 @@
 import contextlib
 import gc
 import itertools
-import logging
 import math
 import re
 import time
@@ -14,6 +13,7 @@ import jax
 
 from axlearn.common.config import InstantiableConfig
 from axlearn.common.dry_run._report import estimated_needs
+from axlearn.common.dry_run._silence import silence
 from axlearn.common.trainer import MemoryThere, SpmdTrainer, format_bytes
 from axlearn.common.utils import HybridMeshShape, MeshShape, infer_mesh_shape
 
@@ -72,20 +72,9 @@ def largest_recipe_text(
             recipes where large ones have taken it all.
     """
     search = _Search(candidates, there=there, timeout_seconds=timeout_seconds)
-    with _silence(), _no_collection():
+    with silence(), _no_collection():
         search.run()
     return search.text()
-
-
-@contextlib.contextmanager
-def _silence() -> Iterator[None]:
-    """A context in which nothing is logged: what is looked at here is not what the user started."""
-    before = logging.root.manager.disable
-    logging.disable(logging.CRITICAL)
-    try:
-        yield
-    finally:
-        logging.disable(before)
 
 
 @contextlib.contextmanager

@@ -240,7 +240,7 @@ class FlashBlockSizeModifier(ConfigModifier):
             ValueError: If there is no attention layer.
         """
         name = type(self).__name__
-        layers = _attention_configs(cfg)
+        layers = attention_configs(cfg)
         if not layers:
             owner: Any = cfg
             raise ValueError(
@@ -261,8 +261,8 @@ class FlashBlockSizeModifier(ConfigModifier):
         return cfg
 
 
-def _attention_configs(cfg: ConfigBase) -> list[MultiheadAttention.Config]:
-    """The configs of all attention layers at or below `cfg`, except those that its mesh rules may put there."""
+def attention_configs(cfg: ConfigBase) -> list[MultiheadAttention.Config]:
+    """Returns the configs of all attention layers at or below `cfg`, except those that its mesh rules may put there."""
     found: list[MultiheadAttention.Config] = []
 
     def enter_fn(path: str, value: Any, default_items: Any) -> Any:
