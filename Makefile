@@ -5,7 +5,7 @@ RUN ?= runs/fuji-tiny
 PROMPT ?= def read_lines(path):
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-dev train test test-faults check format lint types layers fix golden lock clean
+.PHONY: help setup setup-dev train test test-scale test-faults check format lint types layers fix golden lock clean
 
 help:  ## List the targets.
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -24,6 +24,10 @@ train: setup  ## Train fuji-tiny on the sources of Python's standard library, th
 # A file's tests share compiled functions and stay on one worker.
 test: setup-dev  ## Run the tests.
 	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+# What `make test` samples: every mesh rule, every layout, every kernel.
+test-scale: setup-dev  ## Run the long tables of layouts, mesh rules and kernels.
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m scale
 
 test-faults: setup-dev  ## Run the slow fault tests: 20 kills at random moments, 400 bit flips.
 	$(BIN)/python -m pytest -m slow -v

@@ -5,9 +5,9 @@ What else the rules set is in `tests/experiments/text/gpt/fuji_mesh_rules_test.p
 
 import pytest
 
-from tests.parity.fuji_rules import RULES, check_trains
+from tests.parity.fuji_rules import RULES, check_trains, to_train
 
 
-@pytest.mark.parametrize("rule", [rule for rule in RULES if rule.size != "7B"], ids=str)
+@pytest.mark.parametrize("rule", to_train(rule for rule in RULES if rule.size != "7B"))
 def test_a_rule_trains_what_one_device_trains(rule):
     check_trains(rule)

@@ -3,10 +3,12 @@
 import dataclasses
 import functools
 import math
+from collections.abc import Iterable
 from typing import Any, Optional
 
 import jax
 import numpy as np
+import pytest
 
 from axlearn.common.config import apply_overrides
 from axlearn.common.machines import machine_of
@@ -74,6 +76,11 @@ class Rule:
         """The size of the recipe, such as "7B"."""
         return self.recipe.split("-")[1]
 
+    @property
+    def is_sample(self) -> bool:
+        """Whether it trains in every run of the tests; the others do in `make test-scale`."""
+        return (self.recipe, self.selector) in _SAMPLES
+
     def __str__(self) -> str:
         return f"{self.recipe} on {self.selector}"
 
@@ -117,6 +124,24 @@ RULES = [
     Rule(recipe=_70B, remat=save(".*[kqv]_proj|.*linear1_[01]"), qkv="GroupedQKVLinear", **_TRN2),
     Rule(_405B, "tpu-v5p-2048", {"fsdp": 1024}, SAVE_NOTHING),
 ]  # fmt: skip
+
+# Each kind of modifier is among them.
+_SAMPLES = {
+    (_7B, "tpu-v5litepod-256"),
+    (_7B, "tpu-v5p-512"),
+    ("fuji-7B-v3-flash-fp8", "gpu-a4-highgpu-8g-256"),
+    ("fuji-7B-v3-flash", "neuron-trn2.48xlarge-64"),
+    (_70B, "tpu-v5p-1024"),
+    (_70B, "tpu-v6e-256"),
+    (_405B, "tpu-v5p-2048"),
+}
+
+
+def to_train(rules: Iterable[Rule]) -> list[Any]:
+    """Rules as parameters of a test that trains by them."""
+    return [
+        pytest.param(rule, id=str(rule), marks=() if rule.is_sample else pytest.mark.scale) for rule in rules
+    ]
 
 
 def distinct_rules() -> set[tuple[str, str, str]]:

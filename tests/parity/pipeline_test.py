@@ -84,7 +84,7 @@ _SLOW_CASES = [
 ]
 _every_case = pytest.mark.parametrize(
     ("name", "schedule", "grad_acc_steps"),
-    [*_CASES, *(pytest.param(*case, marks=pytest.mark.slow) for case in _SLOW_CASES)],
+    [*_CASES, *(pytest.param(*case, marks=pytest.mark.scale) for case in _SLOW_CASES)],
 )
 
 

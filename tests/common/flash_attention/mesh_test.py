@@ -66,12 +66,12 @@ def _expected(name: str):
             "tpu_splash",
             _RECIPES,
             {"data": 2, "seq": 2, "model": 2},
-            marks=pytest.mark.slow,
+            marks=pytest.mark.scale,
         ),
         ("causal, ALiBi, packed", "tpu_flash", _RECIPES, {"fsdp": 2, "seq": 2, "model": 2}),
         # The same placement code runs every kernel; each of these takes seconds to compile.
         pytest.param(
-            "causal, packed", "gpu_pallas", _RECIPES, {"data": 4, "model": 2}, marks=pytest.mark.slow
+            "causal, packed", "gpu_pallas", _RECIPES, {"data": 4, "model": 2}, marks=pytest.mark.scale
         ),
         ("two-sided window, cap, sink", "tpu_splash", _CONTEXT, {"data": 2, "seq": 2, "model": 2}),
         ("prefix, sink, packed", "tpu_splash", _CONTEXT, {"data": 4, "seq": 2}),
@@ -80,7 +80,7 @@ def _expected(name: str):
             "tpu_flash",
             _CONTEXT,
             {"data": 2, "seq": 2, "model": 2},
-            marks=pytest.mark.slow,
+            marks=pytest.mark.scale,
         ),
         ("causal, packed", "xla", _RECIPES, {"data": 2, "seq": 2, "model": 2}),
         ("causal, packed", "xla", _CONTEXT, {"data": 2, "seq": 2, "model": 2}),

@@ -27,7 +27,7 @@ _ACCEPTED = [
     pytest.param(
         name,
         kernel,
-        marks=[pytest.mark.slow] if kernel in _RARELY_CHOSEN and name != "causal, packed" else [],
+        marks=[pytest.mark.scale] if kernel in _RARELY_CHOSEN and name != "causal, packed" else [],
     )
     for name, case in CASES.items()
     for kernel in (*case.accepted_by, "xla")
