@@ -18,6 +18,7 @@ from typing import Any, Optional
 from absl import flags
 
 import axlearn
+from axlearn.common.distributed import PeersMissingError, Place, find_place
 from axlearn.common.run_dir import check_run_dir, default_run_dir
 from axlearn.common.user_errors import error_text, is_for_users
 
@@ -118,6 +119,27 @@ _CRASH_TIMEOUT = flags.DEFINE_integer(
     7200,
     "Seconds without a new step after which the process kills itself.",
 )
+_COORDINATOR = flags.DEFINE_string(
+    "distributed_coordinator",
+    None,
+    "HOST:PORT on which process 0 of several listens. By default $DISTRIBUTED_COORDINATOR, or what SLURM or the TPU "
+    "says; see docs/hosts.md.",
+)
+_NUM_PROCESSES = flags.DEFINE_integer(
+    "num_processes", None, "How many processes train together. By default $NUM_PROCESSES, likewise.", lower_bound=1
+)
+_PROCESS_ID = flags.DEFINE_integer(
+    "process_id", None, "Which of them this is, from 0 on. By default $PROCESS_ID, likewise.", lower_bound=0
+)
+_INITIALIZATION_TIMEOUT = flags.DEFINE_integer(
+    "initialization_timeout", 300, "Seconds to wait for the other processes.", lower_bound=1
+)
+_HEARTBEAT_TIMEOUT = flags.DEFINE_integer(
+    "heartbeat_timeout",
+    30,
+    "Seconds without a sign of life of a process after which it is taken for dead and the others end.",
+    lower_bound=5,
+)
 _VLOG = flags.DEFINE_integer(
     "vlog", None, "The level of detail of the log; with any, errors show their traceback."
 )
@@ -138,12 +160,28 @@ def main(argv: Sequence[str]) -> int:
     try:
         _parse(argv)
         check_links()
+        place = _place()
         if _DRY_RUN.value is None:
             check_run_dir(_TRAINER_DIR.value or default_run_dir(str(_CONFIG.value)))
-    except (flags.Error, OSError) as e:
+    except (flags.Error, OSError, ValueError) as e:
         return _refuse(e)
     with _interrupts_end_the_process():
-        return _launch(_load_library())
+        return _launch(_load_library(), place=place)
+
+
+def _place() -> Place:
+    """Returns which process of a run this one is.
+
+    Raises:
+        ValueError: If flags and environment do not say it.
+    """
+    return find_place(
+        os.environ,
+        coordinator=_COORDINATOR.value,
+        num_processes=_NUM_PROCESSES.value,
+        process_id=_PROCESS_ID.value,
+        jax_backend=_JAX_BACKEND.value,
+    )
 
 
 @contextlib.contextmanager
