@@ -3,6 +3,7 @@
 Importing this loads jax; calling `setup` before any array exists is what matters.
 """
 
+import functools
 import logging
 import os
 import re
@@ -15,6 +16,8 @@ import axlearn
 from axlearn.common.config import error_message
 from axlearn.common.distributed import Place, hold_roll_call
 from axlearn.common.file_system import cache_dir
+from axlearn.common.peer_failures import end_with_peers as end_with_peers
+from axlearn.common.peer_failures import watch_peers
 
 # What users call a backend, and what the devices of it call their platform.
 BACKENDS = ("cpu", "gpu", "tpu")
@@ -85,6 +88,7 @@ def setup(
     elif "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         _use_compilation_cache(str(cache_dir() / "jax"))
     _check_backend(jax_backend)
+    watch_peers()
 
 
 def set_up_logging() -> None:
@@ -105,22 +109,22 @@ def _join(place: Place, *, initialization_timeout: int, heartbeat_timeout: int) 
     """Starts jax.distributed with the other processes, which are known to be there by then."""
     # It would take SIGTERM for itself, in C++, and Ctrl-C not; the trainer agrees with its peers on when to stop.
     jax.config.update("jax_enable_preemption_service", False)
-    timeouts = {
-        "initialization_timeout": initialization_timeout,
-        "heartbeat_timeout_seconds": heartbeat_timeout,
-    }
+    initialize = functools.partial(
+        jax.distributed.initialize,
+        initialization_timeout=initialization_timeout,
+        heartbeat_timeout_seconds=heartbeat_timeout,
+    )
     if place.is_found_by_jax:
-        jax.distributed.initialize(**timeouts)
+        initialize()
         return
     hold_roll_call(place, timeout_seconds=initialization_timeout)
-    jax.distributed.initialize(
+    initialize(
         coordinator_address=place.coordinator,
         num_processes=place.num_processes,
         process_id=place.process_id,
         local_device_ids=place.local_device_ids,
         # What the environment says has been read.
         cluster_detection_method="deactivate",
-        **timeouts,
     )
     logging.info("This is %s.", place)
 

@@ -126,7 +126,10 @@ _COORDINATOR = flags.DEFINE_string(
     "says; see docs/hosts.md.",
 )
 _NUM_PROCESSES = flags.DEFINE_integer(
-    "num_processes", None, "How many processes train together. By default $NUM_PROCESSES, likewise.", lower_bound=1
+    "num_processes",
+    None,
+    "How many processes train together. By default $NUM_PROCESSES, likewise.",
+    lower_bound=1,
 )
 _PROCESS_ID = flags.DEFINE_integer(
     "process_id", None, "Which of them this is, from 0 on. By default $PROCESS_ID, likewise.", lower_bound=0
@@ -250,22 +253,30 @@ def _load_library() -> tuple[Any, Any]:
     return launch, launch_trainer
 
 
-def _launch(library: tuple[Any, Any]) -> int:
+def _launch(library: tuple[Any, Any], *, place: Place) -> int:
     launch, launch_trainer = library
     launch.set_up_logging()
     is_dry_run = _DRY_RUN.value is not None
     try:
-        launch.setup(jax_backend=_JAX_BACKEND.value, data_dir=_DATA_DIR.value, leave_no_trace=is_dry_run)
+        launch.setup(
+            jax_backend=_JAX_BACKEND.value,
+            data_dir=_DATA_DIR.value,
+            leave_no_trace=is_dry_run,
+            place=place,
+            initialization_timeout=_INITIALIZATION_TIMEOUT.value,
+            heartbeat_timeout=_HEARTBEAT_TIMEOUT.value,
+        )
         launched = launch_trainer.get_trainer_config(_options(launch_trainer))
         if not is_dry_run:
             check_run_dir(launched.trainer_config.dir)
         trainer = launch_trainer.build_trainer(launched)
         if is_dry_run:
             text, fits = launch_trainer.dry_run(trainer, compile_step=_DRY_RUN.value == "compile")
-            _print(text)
+            if place.process_id in (0, None):
+                _print(text)
             return 0 if fits else 2
     except Exception as e:
-        return _refuse(e)
+        return _end(launch, e, status=_refuse(e))
     began: list[bool] = []
     try:
         launch_trainer.run_trainer(
@@ -277,10 +288,16 @@ def _launch(library: tuple[Any, Any]) -> int:
     except Exception as e:
         # Data that are not there, a checkpoint of another model: found out before the run wrote anything.
         if isinstance(e, (ValueError, OSError)) and not began:
-            return _refuse(e)
+            return _end(launch, e, status=_refuse(e))
         _print_error(e)
-        return 1
+        return _end(launch, e, status=1)
     return 0
+
+
+def _end(launch: Any, e: BaseException, *, status: int) -> int:
+    """Returns the status; where there are other processes, they and this one end with it here."""
+    launch.end_with_peers(status=status, text=error_text(e))
+    return status
 
 
 def _print(text: str) -> None:
@@ -321,6 +338,9 @@ def flag_values() -> dict[str, Any]:
 
 def _refuse(e: BaseException) -> int:
     _print_error(e)
+    if isinstance(e, PeersMissingError):
+        # Nothing is wrong with the command line; the same one may do next time.
+        return 1
     # What a user did not cause is no refusal of what the user asked for.
     return 2 if isinstance(e, flags.Error) or is_for_users(e) else 1
 

@@ -98,6 +98,51 @@ def wait_for_all(tag: str, *, timeout_seconds: float) -> None:
         _leave(peers, _meet(peers, tag, "", timeout_seconds=timeout_seconds))
 
 
+def post_once(tag: str, text: str) -> str:
+    """Puts up a text for all to see, unless somebody was faster; waits for nobody.
+
+    Args:
+        tag: Which notice it is. It serves once, as those of meetings do.
+        text: What it says.
+
+    Returns:
+        What stands there now: `text`, or that of whoever was faster.
+    """
+    peers = coordination()
+    if peers is None:
+        return text
+    key = f"{_PREFIX}/notice/{tag}"
+    try:
+        peers.client.key_value_set_bytes(key, text.encode("utf-8"))
+    except RuntimeError as e:
+        if "ALREADY_EXISTS" not in str(e):
+            raise
+        return posted(tag) or text
+    return text
+
+
+def posted(tag: str) -> Optional[str]:
+    """Returns what `post_once` put up in any process; None as long as there is nothing, or nobody who could."""
+    peers = coordination()
+    if peers is None:
+        return None
+    try:
+        text: str = peers.client.key_value_try_get_bytes(f"{_PREFIX}/notice/{tag}").decode("utf-8")
+    except RuntimeError as e:
+        if "NOT_FOUND" not in str(e):
+            raise
+        return None
+    return text
+
+
+def count_up(tag: str, amount: int = 1) -> int:
+    """Adds to a number that all processes share, 0 at first, and returns it."""
+    peers = coordination()
+    if peers is None:
+        return amount
+    return int(peers.client.key_value_increment(f"{_PREFIX}/count/{tag}", amount))
+
+
 def _key(folder: str, process_index: int) -> str:
     return f"{folder}/text/{process_index}"
 

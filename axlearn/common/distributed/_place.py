@@ -110,9 +110,7 @@ def find_place(
     return Place(**given, local_device_ids=local_device_ids, origins=origins)
 
 
-def _given(
-    env: Mapping[str, str], *, flags: Mapping[str, Any]
-) -> tuple[dict[str, Any], dict[str, str]]:
+def _given(env: Mapping[str, str], *, flags: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
     """What flags and environment say, and where each was found."""
     given: dict[str, Any] = {}
     origins: dict[str, str] = {}
@@ -184,7 +182,8 @@ def _is_tpu_of_several_hosts(env: Mapping[str, str], *, jax_backend: Optional[st
 def _check(given: Mapping[str, Any], origins: Mapping[str, str]) -> None:
     """Refuses a place that is none."""
     missing = [_FLAGS[name] for name in _VARIABLES if name not in given]
-    num_processes, process_id = given.get("num_processes"), given.get("process_id")
+    num_processes: Any = given.get("num_processes")
+    process_id = given.get("process_id")
     problems = []
     if num_processes is not None and num_processes < 1:
         problems.append(

@@ -47,7 +47,7 @@ def hold_roll_call(place: Place, *, timeout_seconds: float) -> None:
         PeersMissingError: If somebody does not come, or two say that they are the same process, or they do not
             agree on how many they are. All that came raise it.
     """
-    assert place.coordinator is not None and place.num_processes is not None
+    assert not place.is_alone
     if place.process_id == 0:
         _call_the_roll(place, timeout_seconds=timeout_seconds)
     else:
