@@ -12,6 +12,8 @@ import jax
 import numpy as np
 from jax.sharding import AbstractMesh, AxisType, Mesh
 
+from axlearn.common.config import error_message
+
 
 def auto_mesh(devices: np.ndarray, axis_names: Sequence[str]) -> Mesh:
     """A mesh on all of whose axes the compiler propagates shardings.
@@ -94,8 +96,10 @@ def coordination() -> Optional[Coordination]:
         return Coordination(state.client, process_index=state.process_id, num_processes=state.num_processes)
     if jax.process_count() > 1:
         raise RuntimeError(
-            f"There are {jax.process_count()} processes that cannot talk to each other. Expected a call of "
-            "jax.distributed.initialize() in each of them before anything else."
+            error_message(
+                what=f"There are {jax.process_count()} processes that cannot talk to each other",
+                expected="a call of jax.distributed.initialize() in each of them before anything else",
+            )
         )
     return None
 

@@ -13,7 +13,7 @@ import threading
 import time
 from typing import Any, Optional
 
-from axlearn.common import jax_compat, processes
+from axlearn.common import jax_compat, notices
 
 _FAILURE = "launch/failure"
 _LEFT = "launch/left"
@@ -54,7 +54,7 @@ def end_with_peers(*, status: int, text: str) -> None:
         return
     word = json.dumps({"process": peers.process_index, "status": status, "text": text})
     try:
-        first = json.loads(processes.post_once(_FAILURE, word))
+        first = json.loads(notices.post_once(_FAILURE, word))
     except RuntimeError as e:
         logging.warning("Process 0 cannot be told that this process failed: %s", str(e).splitlines()[0])
         first = json.loads(word)
@@ -66,7 +66,7 @@ def end_with_peers(*, status: int, text: str) -> None:
 def _watch(peers: jax_compat.Coordination, ended: threading.Event, interval: float) -> None:
     while not ended.wait(interval):
         try:
-            word = processes.posted(_FAILURE)
+            word = notices.posted(_FAILURE)
         except RuntimeError:
             # Process 0 is gone, or this process is about to leave. jax's own heartbeats tell which.
             continue
@@ -90,11 +90,11 @@ def _leave(peers: jax_compat.Coordination, *, status: int) -> None:
     for stream in (sys.stdout, sys.stderr):
         stream.flush()
     try:
-        num_left: Optional[int] = processes.count_up(_LEFT)
+        num_left: Optional[int] = notices.count_up(_LEFT)
         deadline = time.monotonic() + _STAY_SECONDS
         while peers.process_index == 0 and num_left != peers.num_processes and time.monotonic() < deadline:
             time.sleep(0.1)
-            num_left = processes.count_up(_LEFT, 0)
+            num_left = notices.count_up(_LEFT, 0)
     except RuntimeError as e:
         logging.debug("The others could not be told: %s", e)
     os._exit(status)

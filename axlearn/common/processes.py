@@ -12,9 +12,13 @@ in one process need different names in their tags.
 
 import logging
 import math
-from typing import Optional
+from collections.abc import Callable
+from typing import Optional, TypeVar
 
+from axlearn.common.config import error_message
 from axlearn.common.jax_compat import Coordination, coordination
+
+_T = TypeVar("_T")
 
 # Below this name in the store, which jax and its libraries use too.
 _PREFIX = "axlearn/processes"
@@ -41,14 +45,13 @@ def all_gather_text(tag: str, text: str, *, timeout_seconds: float) -> list[str]
     peers = coordination()
     if peers is None:
         return [text]
-    folder = _meet(peers, tag, text, timeout_seconds=timeout_seconds)
-    prefix = f"{folder}/text/"
-    values = {
-        int(key.rpartition("/")[2]): value for key, value in peers.client.key_value_dir_get_bytes(prefix)
-    }
-    texts = [values[i].decode("utf-8") for i in range(peers.num_processes)]
-    _leave(peers, folder)
-    return texts
+
+    def hear_all(folder: str) -> list[str]:
+        said = peers.client.key_value_dir_get_bytes(f"{folder}/text/")
+        by_process = {_process_of(key): value for key, value in said}
+        return [by_process[i].decode("utf-8") for i in range(peers.num_processes)]
+
+    return _meet(peers, tag, text, hear=hear_all, timeout_seconds=timeout_seconds)
 
 
 def gather_text(tag: str, text: str, *, timeout_seconds: float) -> Optional[list[str]]:
@@ -60,13 +63,13 @@ def gather_text(tag: str, text: str, *, timeout_seconds: float) -> Optional[list
     peers = coordination()
     if peers is None:
         return [text]
-    folder = _meet(peers, tag, text, timeout_seconds=timeout_seconds)
-    texts = None
-    if peers.process_index == 0:
-        keys = [_key(folder, i) for i in range(peers.num_processes)]
-        texts = [_get(peers, key, timeout_seconds=timeout_seconds) for key in keys]
-    _leave(peers, folder)
-    return texts
+
+    def hear_if_first(folder: str) -> Optional[list[str]]:
+        if peers.process_index != 0:
+            return None
+        return [_get(peers, folder, i, timeout_seconds) for i in range(peers.num_processes)]
+
+    return _meet(peers, tag, text, hear=hear_if_first, timeout_seconds=timeout_seconds)
 
 
 def broadcast_text(tag: str, text: Optional[str], *, timeout_seconds: float) -> str:
@@ -85,94 +88,57 @@ def broadcast_text(tag: str, text: Optional[str], *, timeout_seconds: float) -> 
         assert text is not None
         return text
     said = text if is_first and text is not None else ""
-    folder = _meet(peers, tag, said, timeout_seconds=timeout_seconds)
-    heard = _get(peers, _key(folder, 0), timeout_seconds=timeout_seconds)
-    _leave(peers, folder)
-    return heard
+
+    def hear_first(folder: str) -> str:
+        return _get(peers, folder, 0, timeout_seconds)
+
+    return _meet(peers, tag, said, hear=hear_first, timeout_seconds=timeout_seconds)
 
 
 def wait_for_all(tag: str, *, timeout_seconds: float) -> None:
     """Returns when every process has come. The arguments and the errors are those of `all_gather_text`."""
     peers = coordination()
     if peers is not None:
-        _leave(peers, _meet(peers, tag, "", timeout_seconds=timeout_seconds))
+        _meet(peers, tag, "", hear=lambda folder: None, timeout_seconds=timeout_seconds)
 
 
-def post_once(tag: str, text: str) -> str:
-    """Puts up a text for all to see, unless somebody was faster; waits for nobody.
-
-    Args:
-        tag: Which notice it is. It serves once, as those of meetings do.
-        text: What it says.
-
-    Returns:
-        What stands there now: `text`, or that of whoever was faster.
-    """
-    peers = coordination()
-    if peers is None:
-        return text
-    key = f"{_PREFIX}/notice/{tag}"
-    try:
-        peers.client.key_value_set_bytes(key, text.encode("utf-8"))
-    except RuntimeError as e:
-        if "ALREADY_EXISTS" not in str(e):
-            raise
-        return posted(tag) or text
-    return text
-
-
-def posted(tag: str) -> Optional[str]:
-    """Returns what `post_once` put up in any process; None as long as there is nothing, or nobody who could."""
-    peers = coordination()
-    if peers is None:
-        return None
-    try:
-        text: str = peers.client.key_value_try_get_bytes(f"{_PREFIX}/notice/{tag}").decode("utf-8")
-    except RuntimeError as e:
-        if "NOT_FOUND" not in str(e):
-            raise
-        return None
-    return text
-
-
-def count_up(tag: str, amount: int = 1) -> int:
-    """Adds to a number that all processes share, 0 at first, and returns it."""
-    peers = coordination()
-    if peers is None:
-        return amount
-    return int(peers.client.key_value_increment(f"{_PREFIX}/count/{tag}", amount))
-
-
-def _key(folder: str, process_index: int) -> str:
-    return f"{folder}/text/{process_index}"
-
-
-def _get(peers: Coordination, key: str, *, timeout_seconds: float) -> str:
-    """What was said under a key; it is there, so this waits for the store only."""
-    return peers.client.blocking_key_value_get_bytes(key, _milliseconds(timeout_seconds)).decode("utf-8")
-
-
-def _meet(peers: Coordination, tag: str, text: str, *, timeout_seconds: float) -> str:
-    """Says `text`, and returns the folder of all texts when everybody has said theirs."""
+def _meet(
+    peers: Coordination, tag: str, text: str, *, hear: Callable[[str], _T], timeout_seconds: float
+) -> _T:
+    """Says `text`, and calls `hear` with the folder of all texts when everybody has said theirs."""
     folder = f"{_PREFIX}/{tag}"
     try:
-        peers.client.key_value_set_bytes(_key(folder, peers.process_index), text.encode("utf-8"))
+        peers.client.key_value_set_bytes(f"{folder}/text/{peers.process_index}", text.encode("utf-8"))
         # The service decides for all at once whether everybody came in time.
         peers.client.wait_at_barrier(folder, _milliseconds(timeout_seconds))
+        heard = hear(folder)
     except RuntimeError as e:
         if "ALREADY_EXISTS" in str(e):
             raise ValueError(
-                f"processes: there was a meeting {tag!r} before. Expected a new tag each time."
+                error_message(
+                    where="processes", what=f"There was a meeting {tag!r} before", expected="new tags"
+                )
             ) from e
-        raise _nobody_came(e, peers, tag=tag, folder=folder, timeout_seconds=timeout_seconds) from e
-    return folder
+        raise _not_all_came(e, peers, tag=tag, folder=folder, timeout_seconds=timeout_seconds) from e
+    _leave(peers, folder)
+    return heard
+
+
+def _get(peers: Coordination, folder: str, process_index: int, timeout_seconds: float) -> str:
+    """What a process has said; it is there, so this waits for the store only."""
+    key = f"{folder}/text/{process_index}"
+    return peers.client.blocking_key_value_get_bytes(key, _milliseconds(timeout_seconds)).decode("utf-8")
+
+
+def _process_of(key: str) -> int:
+    return int(key.rpartition("/")[2])
 
 
 def _milliseconds(timeout_seconds: float) -> int:
     return max(1, math.ceil(timeout_seconds * 1000))
 
 
-def _nobody_came(
+def _not_all_came(
     error: RuntimeError, peers: Coordination, *, tag: str, folder: str, timeout_seconds: float
 ) -> PeerTimeoutError:
     """The error that says who is missing, as far as the service still answers."""
@@ -181,16 +147,17 @@ def _nobody_came(
     except RuntimeError:
         missing = "process 0, which runs the service of this meeting, does not answer"
     else:
-        came = {int(key.rpartition("/")[2]) for key, _ in present}
-        absent = [i for i in range(peers.num_processes) if i not in came]
+        absent = sorted({*range(peers.num_processes)} - {_process_of(key) for key, _ in present})
         if absent:
             missing = f"{_names(absent)} of {peers.num_processes} did not come within {timeout_seconds:g} s"
         else:
             missing = f"somebody came later than {timeout_seconds:g} s, or ended while others waited"
-    detail = str(error).splitlines()[0]
     return PeerTimeoutError(
-        f"{tag}: process {peers.process_index} waited for the others: {missing}. Expected all of them. See the "
-        f"logs of those for why; then start all of them again. (jax says: {detail})"
+        error_message(
+            where=tag,
+            what=f"Process {peers.process_index} waited for the others: {missing} ({str(error).splitlines()[0]})",
+            advice="See their logs for why, and start all processes again",
+        )
     )
 
 

@@ -68,6 +68,13 @@ def talk():
         heard["absent"] = None
     except PeerTimeoutError as e:
         heard["absent"] = str(e)
+    # Who failed there cannot meet there again.
+    try:
+        if me == 0:
+            processes.wait_for_all("absent", timeout_seconds=0.5)
+        heard["again"] = None
+    except ValueError as e:
+        heard["again"] = str(e)
     # A failed meeting does not stand in the way of the next one.
     processes.wait_for_all("at last", timeout_seconds=30)
     return heard
@@ -83,9 +90,10 @@ def test_three_processes_hear_each_other_and_name_the_one_that_does_not_come():
         assert heard[me]["waited"]
         assert heard[me]["left"] == 0
     assert heard[1]["absent"] is None
+    assert "There was a meeting 'absent' before" in heard[0]["again"]
     for me in (0, 2):
         assert (
-            f"absent: process {me} waited for the others: process 1 of 3 did not come within 0.5 s"
+            f"absent: Process {me} waited for the others: process 1 of 3 did not come within 0.5 s"
             in (heard[me]["absent"])
         )
 

@@ -100,7 +100,7 @@ class Conversation:
         if not errors:
             return result  # type: ignore[return-value]
         index, error = min(errors, key=lambda item: item[1]["type"] == CorruptCheckpointError.__name__)
-        if own is not None and index == self.index:
+        if own is not None and said[self.index] == said[index]:
             raise own
         if own is not None:
             logging.error("Process %d: %s", self.index, own)

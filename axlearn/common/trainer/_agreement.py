@@ -6,7 +6,7 @@ from typing import Optional
 
 from absl import logging
 
-from axlearn.common import processes
+from axlearn.common import notices, processes
 from axlearn.common.trainer._signals import StopSignals
 
 # Between two looks for a request of another process.
@@ -82,8 +82,8 @@ class StopAgreement:
     def _request(self) -> Optional[int]:
         """Returns the signal that any process got, after telling all of one that this process got."""
         if self._signals.received is not None:
-            return int(processes.post_once(f"{self._tag}/request", str(self._signals.received)))
-        text = processes.posted(f"{self._tag}/request")
+            return int(notices.post_once(f"{self._tag}/request", str(self._signals.received)))
+        text = notices.posted(f"{self._tag}/request")
         return None if text is None else int(text)
 
     def _agree(self, signum: int) -> None:

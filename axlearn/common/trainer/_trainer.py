@@ -515,7 +515,9 @@ class SpmdTrainer(Module):
 
     def _throughput(self) -> Throughput:
         input_ids = self.input.element_spec().get("input_ids")
-        flops_fn = getattr(self.model, "flops_per_token", None)
+        # The others report nothing, and need not measure their devices for it.
+        is_reporting = jax.process_index() == 0
+        flops_fn = getattr(self.model, "flops_per_token", None) if is_reporting else None
         return Throughput(
             devices=list(self._mesh.devices.flat),
             dtype=self._programs.compute_dtype(),

@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import itertools
 import json
 import os
 import pathlib
@@ -118,12 +119,14 @@ def outcome(fn: Any) -> list[str]:
 
 
 def names(base_dir: str) -> list[str]:
-    """What is in a folder of checkpoints, after everybody has done what they had to do there."""
-    wait_for_all(f"looking at {base_dir}/{next(_looks)}", timeout_seconds=_PEER_TIMEOUT)
-    return sorted(path.name for path in pathlib.Path(base_dir).iterdir())
+    """What is in a folder of checkpoints, while nobody does anything there."""
+    wait_for_all(f"looking/{next(_looks)}", timeout_seconds=_PEER_TIMEOUT)
+    found = sorted(path.name for path in pathlib.Path(base_dir).iterdir())
+    wait_for_all(f"looked/{next(_looks)}", timeout_seconds=_PEER_TIMEOUT)
+    return found
 
 
-_looks = iter(range(10**6))
+_looks = itertools.count()
 
 
 def save(base_dir: str, *, seeds: list[int]) -> list[str]:
