@@ -219,10 +219,11 @@ class _Children:
                 signal.signal(signum, handler)
 
     def _send(self, signum: int) -> None:
+        """Sends a signal to each; SIGKILL, of which they cannot tell, also to what they have started."""
         for popen in self._popens:
             if popen.poll() is None:
                 with contextlib.suppress(ProcessLookupError):
-                    os.killpg(popen.pid, signum)
+                    (os.killpg if signum == signal.SIGKILL else os.kill)(popen.pid, signum)
 
     def wait(self) -> Optional[int]:
         """Waits for all, or for the first that fails; returns which one that is, None if none does."""
