@@ -56,7 +56,7 @@ def _start(
 
 def _train(run: pathlib.Path, **kwargs: Any) -> str:
     process = _start(run, **kwargs)
-    output, _ = process.communicate()
+    output = _rest_of(process)
     assert process.returncode == 0, output
     return output
 
@@ -134,6 +134,14 @@ def _wait_for(process: subprocess.Popen[str], text: str) -> str:
     raise AssertionError("".join(lines))
 
 
+def _rest_of(process: subprocess.Popen[str]) -> str:
+    """Reads the output to its end, and waits. (`communicate` would miss what is read ahead.)"""
+    assert process.stdout is not None
+    rest = process.stdout.read()
+    process.wait()
+    return rest
+
+
 def _pid_of(process_id: int, run: pathlib.Path) -> int:
     """The process of a run that has this place in it."""
     for path in pathlib.Path("/proc").iterdir():
@@ -153,7 +161,7 @@ def test_sigterm_to_one_process_saves_one_step_in_all(tmp_path):
     process = _start(run, recipe="hosts-tiny", processes=2, devices=4, max_step=100_000)
     output = _wait_for(process, "step 5/")
     os.kill(_pid_of(1, run), signal.SIGTERM)
-    output += process.communicate()[0]
+    output += _rest_of(process)
     assert process.returncode == 143, output
     stops = {line.partition("] ")[2] for line in output.splitlines() if "Stopped by SIGTERM" in line}
     assert len(stops) == 1, output
@@ -167,7 +175,7 @@ def test_a_failure_of_one_process_ends_all_with_its_words(tmp_path, victim):
     process = _start(
         tmp_path / "run", recipe="hosts-tiny", processes=2, devices=4, HOSTS_TEST_FAIL=f"{victim}:6"
     )
-    output, _ = process.communicate()
+    output = _rest_of(process)
     assert process.returncode == 1, output
     assert f"[{victim}] cannot read the batch of step 6" in output
     assert f"[{1 - victim}] Process {victim} of 2 failed, and all end with it. It said:" in output
@@ -178,7 +186,7 @@ def test_a_failure_of_one_process_ends_all_with_its_words(tmp_path, victim):
 def test_a_killed_process_ends_the_others_within_the_heartbeat(tmp_path, victim):
     run = tmp_path / "run"
     process = _start(run, recipe="hosts-tiny", processes=2, devices=4, max_step=100_000)
-    _wait_for(process, "step 5/")
+    output = _wait_for(process, "step 5/")
     survivor = _pid_of(1 - victim, run)
     # Nobody but its peer may end it: the launcher would, too.
     process.send_signal(signal.SIGSTOP)
@@ -190,6 +198,6 @@ def test_a_killed_process_ends_the_others_within_the_heartbeat(tmp_path, victim)
         time.sleep(0.1)
     seconds = time.monotonic() - started_at
     process.send_signal(signal.SIGCONT)
-    output, _ = process.communicate()
+    output += _rest_of(process)
     assert process.returncode in (137, 134, 1), output
     assert seconds < 30, output
