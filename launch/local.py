@@ -24,6 +24,8 @@ from axlearn.common.config import error_message
 # How long the others may take to hear of a failure and to end by themselves, and then to end on SIGTERM.
 _PATIENCE_SECONDS = 5.0
 _POLL_SECONDS = 0.1
+# Of a run that saved and ended because SIGTERM or SIGINT asked it to, whoever sent that.
+_STOPPED_STATUSES = (143, 130)
 # How much of a failed process is shown again at the end, below what the others said meanwhile.
 _NUM_LAST_LINES = 15
 # Two busy cores can keep a collective waiting for longer than XLA's default of 40 s (measured, November 2026).
@@ -68,7 +70,7 @@ def run_local(
     if first_failed is None:
         return 0
     status = children.status(first_failed)
-    if not children.was_signalled:
+    if not children.was_signalled and status not in _STOPPED_STATUSES:
         print(children.report(first_failed), file=sys.stderr, flush=True)
     return status
 

@@ -77,7 +77,7 @@ def slurm_script(command: Sequence[str], job: SlurmJob) -> str:
         *(f"#SBATCH {option}" for option in options),
         "",
         "# One that fails ends all; what it said stands above, with the number of its process in front.",
-        f"exec srun --kill-on-bad-exit=1 --label --unbuffered {shlex.join(command)}",
+        f"exec srun --kill-on-bad-exit=1 --label {shlex.join(command)}",
     ]
     return "\n".join(lines) + "\n"
 

@@ -74,21 +74,22 @@ def setup(
         os.environ["DATA_DIR"] = data_dir
     _widen_thread_pool_of_fake_devices()
     jax.config.update("jax_threefry_partitionable", True)
-    if place is not None and not place.is_alone:
+    has_peers = place is not None and not place.is_alone
+    if place is not None and has_peers:
         if jax_backend is not None and "JAX_PLATFORMS" not in os.environ:
             jax.config.update("jax_platforms", jax_backend)
         _join(place, initialization_timeout=initialization_timeout, heartbeat_timeout=heartbeat_timeout)
+        watch_peers()
     if leave_no_trace:
         os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
         jax.config.update("jax_enable_compilation_cache", False)
-    elif _num_fake_devices() > 1 or _are_processes_on_cpus():
+    elif _num_fake_devices() > 1 or (has_peers and jax.default_backend() == "cpu"):
         # What orders collectives is not part of a stored program: with jax 0.10.2, a step with gradient
         # accumulation over 8 devices ran when just compiled, and hung at its second run when loaded (2026-11-21).
         jax.config.update("jax_enable_compilation_cache", False)
     elif "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         _use_compilation_cache(str(cache_dir() / "jax"))
     _check_backend(jax_backend)
-    watch_peers()
 
 
 def set_up_logging() -> None:
@@ -127,10 +128,6 @@ def _join(place: Place, *, initialization_timeout: int, heartbeat_timeout: int) 
         cluster_detection_method="deactivate",
     )
     logging.info("This is %s.", place)
-
-
-def _are_processes_on_cpus() -> bool:
-    return jax.process_count() > 1 and jax.default_backend() == "cpu"
 
 
 def _widen_thread_pool_of_fake_devices() -> None:

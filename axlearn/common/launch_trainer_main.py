@@ -289,6 +289,8 @@ def _launch(library: tuple[Any, Any], *, place: Place) -> int:
         # Data that are not there, a checkpoint of another model: found out before the run wrote anything.
         if isinstance(e, (ValueError, OSError)) and not began:
             return _end(launch, e, status=_refuse(e))
+        if not place.is_alone and type(e).__name__ == "JaxRuntimeError":
+            e.add_note("Another process may have ended, which stops all: look at its output first.")
         _print_error(e)
         return _end(launch, e, status=1)
     return 0

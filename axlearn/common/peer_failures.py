@@ -24,11 +24,17 @@ _PROCESSES_PER_SECOND = 1000
 _STAY_SECONDS = 15.0
 
 
+# The service over which this process watches its peers. None: it does not, or has none.
+_peers: Optional[jax_compat.Coordination] = None
+
+
 def watch_peers() -> None:
     """Starts the thread that ends this process when another one has failed; with one process, does nothing."""
+    global _peers
     peers = jax_compat.coordination()
-    if peers is None:
+    if peers is None or _peers is not None:
         return
+    _peers = peers
     interval = max(_LOOK_SECONDS, peers.num_processes / _PROCESSES_PER_SECOND)
     ended = threading.Event()
     thread = threading.Thread(target=_watch, args=(peers, ended, interval), name="peer-failures", daemon=True)
@@ -43,13 +49,13 @@ def watch_peers() -> None:
 
 
 def end_with_peers(*, status: int, text: str) -> None:
-    """Ends this process and all others because this one has failed; with one process, does nothing.
+    """Ends this process and all others because this one has failed; unless it watches peers, does nothing.
 
     Args:
         status: The exit status of all of them.
         text: Why, for those who look at the output of another process.
     """
-    peers = jax_compat.coordination()
+    peers = _peers
     if peers is None:
         return
     word = json.dumps({"process": peers.process_index, "status": status, "text": text})

@@ -6,6 +6,7 @@ They are started by `axlearn launch local`, each with CPU devices of its own, an
 import json
 import os
 import pathlib
+import re
 import shutil
 import signal
 import subprocess
@@ -44,7 +45,7 @@ def _start(
             *(f"--num_processes={processes}", f"--devices_per_process={devices}", "--"),
             *command("--module=hosts_recipe", f"--config={recipe}", f"--trainer_dir={run}"),
             *("--set", f"max_step={max_step}", "--set", f"checkpointer.save_policy.n={HALF}"),
-            *("--heartbeat_timeout=10",),
+            *("--heartbeat_timeout=10", "--trainer_log_every_n_steps=100"),
         ],
         env=_environment(run.parent, HOSTS_TEST_ROWS=str(rows), **more),
         cwd=run.parent,
@@ -163,10 +164,11 @@ def test_sigterm_to_one_process_saves_one_step_in_all(tmp_path):
     os.kill(_pid_of(1, run), signal.SIGTERM)
     output += _rest_of(process)
     assert process.returncode == 143, output
-    stops = {line.partition("] ")[2] for line in output.splitlines() if "Stopped by SIGTERM" in line}
-    assert len(stops) == 1, output
     newest = sorted((run / "checkpoints").glob("step_????????"))[-1]
-    assert stops == {f"Stopped by SIGTERM after step {int(newest.name[5:])}, which is saved."}
+    said = f"Stopped by SIGTERM after step {int(newest.name[5:])}, which is saved."
+    assert re.findall(r"Stopped by SIGTERM.*", output) == [said, said], output
+    # That is no failure that would have to be explained.
+    assert "ended first" not in output
 
 
 @pytest.mark.slow
