@@ -74,7 +74,7 @@ class Checkpointer(Module):
         # How a checkpoint and the state to restore must agree. None: EXACT.
         validation: Optional[CheckpointValidationType] = None
         # Of several processes: how long the first one that has done its part of a save or a restore waits for
-        # the last one, in seconds. None: as long as a save may take, `storage.timeout_secs`.
+        # the last one, in seconds. None: half as long as a save may take, which is `storage.timeout_secs`.
         peer_timeout_seconds: Optional[float] = None
         # Tells by path which leaves to restore; see `drop_learner_optimizer_cfg`. None: all of them.
         restore_state_filter: Optional[ConfigOr[PathFilter]] = None
@@ -101,7 +101,7 @@ class Checkpointer(Module):
         )
         self._save_under_way: Optional[BackgroundSave] = None
         timeout = cfg.peer_timeout_seconds
-        self._peers = Peers(timeout_seconds=cfg.storage.timeout_secs if timeout is None else timeout)
+        self._peers = Peers(timeout_seconds=cfg.storage.timeout_secs / 2 if timeout is None else timeout)
         # Whether the folder is this object's, on whichever process holds the lease.
         self._is_owner = False
 

@@ -94,9 +94,7 @@ class Conversation:
         except Exception as e:
             own = e
         said = all_gather_text(self._next_tag(), _encode_error(own), timeout_seconds=self._timeout_seconds)
-        errors = [
-            (index, json.loads(text)) for index, text in enumerate(said) if json.loads(text) is not None
-        ]
+        errors = [(index, error) for index, error in enumerate(map(json.loads, said)) if error is not None]
         if not errors:
             return result  # type: ignore[return-value]
         index, error = min(errors, key=lambda item: item[1]["type"] == CorruptCheckpointError.__name__)

@@ -2,6 +2,7 @@
 
 import pathlib
 import shutil
+import signal
 
 import jax
 import pytest
@@ -9,7 +10,7 @@ import pytest
 from axlearn.common.checkpointer import Checkpointer, verify_checkpoint
 from axlearn.common.checkpointer._manifest import read_manifest
 from tests.common.checkpointer import processes_worker as worker
-from tests.processes_harness import run_processes, start_processes
+from tests.processes_harness import Outcome, run_processes, start_processes
 
 _WORKER = "tests.common.checkpointer.processes_worker"
 
@@ -123,18 +124,29 @@ def test_what_one_process_is_refused_all_are(done):
         assert refused["kept"] == [".writer", "step_00000001", "step_00000002"]
 
 
-def test_a_process_that_is_killed_during_a_save_is_missed_in_time(tmp_path):
-    arguments = {"base_dir": str(tmp_path)}
+def _kill_during_save(base_dir: pathlib.Path, *, victim: int) -> Outcome:
+    """Kills one of two processes during the save of step 2; returns how the other one ended."""
+    arguments = {"base_dir": str(base_dir), "victim": victim}
     with start_processes(
         f"{_WORKER}:die_during_save", num_processes=2, num_devices=2, arguments=arguments
     ) as processes:
-        first, second = processes.wait(timeout_seconds=60)
-    assert second.status == -9, second.output
-    assert first.status == 0, first.output
-    assert first.result[0] == "CheckpointSaveError"
-    assert "process 1 of 2 did not come within 2 s" in first.result[1]
-    assert worker.restore(str(tmp_path)) == [1, True]
-    assert sorted(path.name for path in tmp_path.iterdir()) == [".writer", "step_00000001"]
+        outcomes = processes.wait(timeout_seconds=120)
+    assert outcomes[victim].status == -signal.SIGKILL, outcomes[victim].output
+    assert worker.restore(str(base_dir)) == [1, True]
+    assert sorted(path.name for path in base_dir.iterdir()) == [".writer", "step_00000001"]
+    return outcomes[1 - victim]
+
+
+def test_a_process_that_is_killed_during_a_save_is_missed_in_time(tmp_path):
+    other = _kill_during_save(tmp_path, victim=1)
+    assert other.status == 0, other.output
+    assert other.result[0] == "CheckpointSaveError"
+    assert "process 1 of 2 did not come within 2 s" in other.result[1]
+
+
+@pytest.mark.slow
+def test_where_process_0_is_killed_during_a_save_jax_ends_the_others(tmp_path):
+    assert _kill_during_save(tmp_path, victim=0).status != 0
 
 
 @pytest.mark.slow

@@ -45,7 +45,7 @@ def values(seed: int) -> dict[str, np.ndarray]:
 def mesh() -> contextlib.AbstractContextManager[Any]:
     """A mesh of all devices of all processes, split in two ways."""
     devices = jax.devices()
-    shape = (2, len(devices) // 2)
+    shape = (len(devices) // 2, 2)
     return use_mesh(build_mesh(mesh_shape=shape, mesh_axis_names=("data", "fsdp"), devices=devices))
 
 
@@ -61,7 +61,8 @@ def make_state(seed: int) -> dict[str, Any]:
     return {
         "model": {name: distribute(f"model/{name}") for name in ("rows", "columns")},
         "learner": {name: distribute(f"learner/{name}") for name in ("both", "count")},
-        "local": jnp.asarray(content["local"]) if seed % 2 else content["local"],
+        # On a device of this process alone, or on none.
+        "local": jax.device_put(content["local"], jax.local_devices()[0]) if seed % 2 else content["local"],
         "input_iter": Position(seed),
     }
 
@@ -272,11 +273,11 @@ def run_steps(*, base_dir: str, restores: Optional[int], saves: Optional[int]) -
     return [restored, None if saves is None else save(base_dir, seeds=[saves])]
 
 
-def die_during_save(*, base_dir: str) -> None:
-    """Process 1 is killed while it writes its part of step 2; process 0 says what it is told, and ends."""
+def die_during_save(*, base_dir: str, victim: int) -> None:
+    """One process is killed while it writes its part of step 2; the other says what it is told, and ends."""
 
     def before(operation: str, path: pathlib.Path) -> None:
-        if operation == "write_file" and jax.process_index() == 1:
+        if operation == "write_file" and jax.process_index() == victim:
             os.kill(os.getpid(), signal.SIGKILL)
 
     save(base_dir, seeds=[1])
