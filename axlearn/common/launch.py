@@ -14,17 +14,18 @@ from absl import logging as absl_logging
 
 import axlearn
 from axlearn.common.config import error_message
-from axlearn.common.distributed import Place, hold_roll_call
+from axlearn.common.distributed import (
+    HEARTBEAT_TIMEOUT_SECONDS,
+    INITIALIZATION_TIMEOUT_SECONDS,
+    Place,
+    hold_roll_call,
+)
 from axlearn.common.file_system import cache_dir
 from axlearn.common.peer_failures import end_with_peers as end_with_peers
 from axlearn.common.peer_failures import watch_peers
 
 # What users call a backend, and what the devices of it call their platform.
 BACKENDS = ("cpu", "gpu", "tpu")
-# How long processes wait for the last one: hosts of a cluster take minutes to start, and images to be fetched.
-INITIALIZATION_TIMEOUT_SECONDS = 300
-# After how long without a sign of life a process is taken for dead, and the others end. jax's own default is 100.
-HEARTBEAT_TIMEOUT_SECONDS = 30
 _ROOT = os.path.join(os.path.dirname(os.path.abspath(axlearn.__file__)), "")
 
 

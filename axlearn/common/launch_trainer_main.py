@@ -18,7 +18,13 @@ from typing import Any, Optional
 from absl import flags
 
 import axlearn
-from axlearn.common.distributed import PeersMissingError, Place, find_place
+from axlearn.common.distributed import (
+    HEARTBEAT_TIMEOUT_SECONDS,
+    INITIALIZATION_TIMEOUT_SECONDS,
+    PeersMissingError,
+    Place,
+    find_place,
+)
 from axlearn.common.run_dir import check_run_dir, default_run_dir
 from axlearn.common.user_errors import error_text, is_for_users
 
@@ -135,11 +141,14 @@ _PROCESS_ID = flags.DEFINE_integer(
     "process_id", None, "Which of them this is, from 0 on. By default $PROCESS_ID, likewise.", lower_bound=0
 )
 _INITIALIZATION_TIMEOUT = flags.DEFINE_integer(
-    "initialization_timeout", 300, "Seconds to wait for the other processes.", lower_bound=1
+    "initialization_timeout",
+    INITIALIZATION_TIMEOUT_SECONDS,
+    "Seconds to wait for the other processes.",
+    lower_bound=1,
 )
 _HEARTBEAT_TIMEOUT = flags.DEFINE_integer(
     "heartbeat_timeout",
-    30,
+    HEARTBEAT_TIMEOUT_SECONDS,
     "Seconds without a sign of life of a process after which it is taken for dead and the others end.",
     lower_bound=5,
 )

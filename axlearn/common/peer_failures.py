@@ -24,6 +24,8 @@ _PROCESSES_PER_SECOND = 1000
 _STAY_SECONDS = 15.0
 
 
+# Taken for good by the thread that ends the process: each process is to be counted once.
+_leaving = threading.Lock()
 # The service over which this process watches its peers. None: it does not, or has none.
 _peers: Optional[jax_compat.Coordination] = None
 
@@ -93,6 +95,7 @@ def _print_failure(failure: dict[str, Any], peers: jax_compat.Coordination) -> N
 
 def _leave(peers: jax_compat.Coordination, *, status: int) -> None:
     """Ends the process without more ado: other threads of it may be waiting for those that are gone."""
+    _leaving.acquire()
     for stream in (sys.stdout, sys.stderr):
         stream.flush()
     try:

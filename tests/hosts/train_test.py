@@ -6,6 +6,7 @@ They are started by `axlearn launch local`, each with CPU devices of its own, an
 import json
 import os
 import pathlib
+import random
 import re
 import shutil
 import signal
@@ -119,8 +120,10 @@ def test_two_processes_of_four_devices_continue_what_four_of_two_began(tmp_path)
 def test_two_processes_of_four_devices_continue_fuji_on_text_that_four_of_two_began(tmp_path):
     texts = tmp_path / "text"
     texts.mkdir()
+    rng, words = random.Random(7), ["def", "return", "self", "value", "for", "in", "if", "x", "y", "z"]
     for i in range(40):
-        (texts / f"doc_{i:02d}.txt").write_text(f"value {i} = {i * i}\n" * 30, encoding="utf-8")
+        lines = [" ".join(rng.choices(words, k=8)) for _ in range(12)]
+        (texts / f"doc_{i:02d}.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
     _check_that_two_processes_continue_what_four_began(tmp_path, recipe="hosts-fuji")
 
 

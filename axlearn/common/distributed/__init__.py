@@ -4,6 +4,8 @@
 missing. `launch.setup` does both. A guide for users: `docs/hosts.md`.
 """
 
+from axlearn.common.distributed._place import HEARTBEAT_TIMEOUT_SECONDS as HEARTBEAT_TIMEOUT_SECONDS
+from axlearn.common.distributed._place import INITIALIZATION_TIMEOUT_SECONDS as INITIALIZATION_TIMEOUT_SECONDS
 from axlearn.common.distributed._place import Place as Place
 from axlearn.common.distributed._place import find_place as find_place
 from axlearn.common.distributed._roll_call import PeersMissingError as PeersMissingError

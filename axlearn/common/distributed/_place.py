@@ -7,6 +7,10 @@ from typing import Any, Optional
 from axlearn.common.config import error_message, join_messages
 from axlearn.common.distributed._slurm import SlurmTask, slurm_task
 
+# How long processes wait for the last one: hosts of a cluster take minutes to start, and images to be fetched.
+INITIALIZATION_TIMEOUT_SECONDS = 300
+# After how long without a sign of life a process is taken for dead, and the others end. jax's own default is 100.
+HEARTBEAT_TIMEOUT_SECONDS = 30
 # Who starts processes sets these: `axlearn launch`, a pod's template. Flags say the same.
 _VARIABLES = {
     "coordinator": "DISTRIBUTED_COORDINATOR",

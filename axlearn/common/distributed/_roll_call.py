@@ -163,6 +163,9 @@ class _Roll:
                 f"0 ({_own_name()}) that there are {self.num_processes}",
                 also=connection,
             )
+        if not 0 <= process_id < self.num_processes:
+            self._forget(connection)
+            return
         if process_id in self.present or process_id == 0:
             other = _own_name() if process_id == 0 else self.present[process_id][1]
             self.fail(

@@ -11,8 +11,10 @@ from axlearn.common.trainer._signals import StopSignals
 
 # Between two looks for a request of another process.
 _LOOK_SECONDS = 0.5
-# How long a process waits for the answers of the others, which a thread of each gives.
-_ANSWER_SECONDS = 30.0
+# How long a process waits for the answers of the others, which a thread of each gives as soon as its loop is there.
+_ANSWER_SECONDS = 120.0
+# How long the end of a run waits for the thread, which may be asking others whose run has ended already.
+_END_SECONDS = 10.0
 # A notice serves once, and a process may run several trainers one after another, equally in all processes.
 _runs = itertools.count()
 
@@ -51,7 +53,7 @@ class StopAgreement:
     def __exit__(self, *exc_info: object) -> None:
         self._ended.set()
         if self._thread.is_alive():
-            self._thread.join(timeout=_ANSWER_SECONDS)
+            self._thread.join(timeout=_END_SECONDS)
 
     def signal_behind(self, step: int) -> Optional[int]:
         """Returns the signal for which to stop behind a step; None: the next step may begin.

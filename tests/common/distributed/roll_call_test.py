@@ -85,7 +85,8 @@ def test_strangers_are_not_counted():
     port = free_port()
 
     def be_strange() -> None:
-        for words in (b"GET / HTTP/1.1\r\n\r\n", b'{"greeting": 3}\n', b"[]\n", b"x" * 10_000, b""):
+        hello = b'{"greeting": "axlearn-roll-call-1", "process_id": 7, "num_processes": 2, "name": "n"}\n'
+        for words in (b"GET / HTTP/1.1\r\n\r\n", b'{"greeting": 3}\n', b"[]\n", b"x" * 10_000, b"", hello):
             for _ in range(100):
                 try:
                     with socket.create_connection(("localhost", port), timeout=1) as connection:
