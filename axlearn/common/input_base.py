@@ -19,9 +19,11 @@ from axlearn.common.config import (
 from axlearn.common.input_dispatch import BaseInputDispatcher
 from axlearn.common.module import Module, nowrap
 from axlearn.common.utils import (
+    BatchPart,
     Nested,
     Tensor,
     TensorSpec,
+    batch_part,
     current_mesh,
     input_partition_spec,
     match_regex_rules,
@@ -105,7 +107,8 @@ def partition_by_path_rank(
 class Feed(NamedTuple):
     """The part of every global batch that one process reads: one of equal, consecutive parts.
 
-    Without a dispatcher, of all processes; with one, of those that read.
+    Without a dispatcher, the part that its devices hold, of as many as that makes: processes whose devices hold the
+    same rows read the same part. With one, of those that read.
     """
 
     process_index: int
@@ -218,6 +221,11 @@ class Input(Module):
             dispatcher_cfg: Any = cfg.input_dispatcher.clone()
             if getattr(dispatcher_cfg, "num_batch_shards", 0) is None:
                 maybe_set_config(dispatcher_cfg, num_batch_shards=self._num_batch_shards())
+            if getattr(dispatcher_cfg, "num_physical_feeds", 0) is None and jax.process_count() > 1:
+                part = self._physical_part()
+                maybe_set_config(
+                    dispatcher_cfg, num_physical_feeds=part.num_parts, physical_feed_index=part.part_index
+                )
             self._dispatcher = self._add_child("input_dispatcher", dispatcher_cfg)
         self._partitioner: Optional[BatchPartitioner] = maybe_instantiate(cfg.input_partitioner)
 
@@ -237,6 +245,42 @@ class Input(Module):
         axes = spec[0] if len(spec) else None
         axes = (axes,) if isinstance(axes, str) else axes or ()
         return math.prod(mesh.shape.get(axis, 1) for axis in axes)
+
+    def _mesh_part(self) -> BatchPart:
+        """Returns the part of the batch that the devices of this process hold; without a mesh, one per process."""
+        if current_mesh() is None:
+            return BatchPart(jax.process_index(), jax.process_count())
+        return batch_part(self.partition_spec)
+
+    def _physical_part(self) -> BatchPart:
+        """Returns the part of the physical batch that this process hands in, if all processes have one like it.
+
+        Raises:
+            ValueError: If the mesh cuts the batch unevenly over the processes.
+        """
+        part = self._mesh_part()
+        if current_mesh() is None:
+            return part
+        counts = [
+            batch_part(self.partition_spec, process_index=i).num_parts for i in range(jax.process_count())
+        ]
+        if len(set(counts)) > 1:
+            raise ValueError(
+                error_message(
+                    where=f"{self.path()}.input_dispatcher",
+                    what=f"the mesh gives the processes unequal parts of a batch: 1/n each with n={counts}",
+                    expected="a mesh in which all processes hold equal, consecutive parts",
+                    advice="Put an axis of the batch in front of all others in mesh_shape.",
+                )
+            )
+        return part
+
+    @property
+    def num_feeds(self) -> int:
+        """Into how many parts the processes cut every batch to read it."""
+        if self._dispatcher is not None:
+            return int(self._dispatcher.feed_read_config()["num_shards"])
+        return self._mesh_part().num_parts
 
     @property
     def vocab_size(self) -> Optional[int]:
@@ -280,16 +324,16 @@ class Input(Module):
                 )
             part = self._dispatcher.feed_read_config()
             return Feed(process_index=part["shard_index"], num_processes=part["num_shards"])
-        count = jax.process_count()
+        index, count = self._mesh_part()
         if global_batch_size < 1 or global_batch_size % count:
             raise ValueError(
                 error_message(
                     where=f"{self.path()}.global_batch_size",
-                    what=f"{global_batch_size} does not divide over {count} processes",
+                    what=f"{global_batch_size} does not divide over the {count} parts that processes read",
                     expected=f"a positive multiple of {count}",
                 )
             )
-        return Feed(process_index=jax.process_index(), num_processes=count)
+        return Feed(process_index=index, num_processes=count)
 
     @nowrap
     def _to_physical(self, batch: Batch) -> Batch:

@@ -6,11 +6,13 @@ context manager, `jax.sharding.get_mesh` outside of a trace and `jax.sharding.ge
 
 import contextlib
 from collections.abc import Mapping, Sequence
-from typing import Any, Optional
+from typing import Any, NamedTuple, Optional
 
 import jax
 import numpy as np
 from jax.sharding import AbstractMesh, AxisType, Mesh
+
+from axlearn.common.config import error_message
 
 
 def auto_mesh(devices: np.ndarray, axis_names: Sequence[str]) -> Mesh:
@@ -60,6 +62,46 @@ def default_platform(mesh: Mesh | AbstractMesh | None) -> str:
     # It knows its device from the mesh that it was made from; one that was made by hand may not.
     device = getattr(mesh, "abstract_device", None)
     return jax.default_backend() if device is None else device.platform
+
+
+class Coordination(NamedTuple):
+    """The service through which the processes of a run find each other.
+
+    Attributes:
+        client: Its client in this process: a store of keys and values, and barriers.
+        process_index: Which of the processes this one is.
+        num_processes: How many there are; more than one.
+    """
+
+    client: Any
+    process_index: int
+    num_processes: int
+
+
+def coordination() -> Optional[Coordination]:
+    """The service that `jax.distributed.initialize` connected to; None where this process is the only one.
+
+    It needs no device.
+
+    Raises:
+        RuntimeError: If there are several processes, but not by `jax.distributed.initialize`.
+    """
+    # jax offers its client to nobody outside (jax 0.10 to 0.12); Orbax takes it from the same place.
+    from jax._src import distributed
+
+    state = distributed.global_state
+    if state.client is not None:
+        if state.num_processes == 1:
+            return None
+        return Coordination(state.client, process_index=state.process_id, num_processes=state.num_processes)
+    if jax.process_count() > 1:
+        raise RuntimeError(
+            error_message(
+                what=f"There are {jax.process_count()} processes that cannot talk to each other",
+                expected="a call of jax.distributed.initialize() in each of them before anything else",
+            )
+        )
+    return None
 
 
 # The parameters that hold the program of a call, by whatever name its primitive goes.

@@ -3,6 +3,7 @@
 Importing this loads jax; calling `setup` before any array exists is what matters.
 """
 
+import functools
 import logging
 import os
 import re
@@ -13,7 +14,15 @@ from absl import logging as absl_logging
 
 import axlearn
 from axlearn.common.config import error_message
+from axlearn.common.distributed import (
+    HEARTBEAT_TIMEOUT_SECONDS,
+    INITIALIZATION_TIMEOUT_SECONDS,
+    Place,
+    hold_roll_call,
+)
 from axlearn.common.file_system import cache_dir
+from axlearn.common.peer_failures import end_with_peers as end_with_peers
+from axlearn.common.peer_failures import watch_peers
 
 # What users call a backend, and what the devices of it call their platform.
 BACKENDS = ("cpu", "gpu", "tpu")
@@ -21,14 +30,21 @@ _ROOT = os.path.join(os.path.dirname(os.path.abspath(axlearn.__file__)), "")
 
 
 def setup(
-    *, jax_backend: Optional[str] = None, data_dir: Optional[str] = None, leave_no_trace: bool = False
+    *,
+    jax_backend: Optional[str] = None,
+    data_dir: Optional[str] = None,
+    leave_no_trace: bool = False,
+    place: Optional[Place] = None,
+    initialization_timeout: int = INITIALIZATION_TIMEOUT_SECONDS,
+    heartbeat_timeout: int = HEARTBEAT_TIMEOUT_SECONDS,
 ) -> None:
     """Sets jax up for training; call it once, before any computation.
 
     Random numbers are partitionable threefry, so that initial parameters do not depend on the mesh. Compiled
     programs are kept in `$AXLEARN_CACHE_DIR/jax` (a folder of this user alone, because such files are
-    executable code), unless `$JAX_COMPILATION_CACHE_DIR` names another place. Those for several CPU devices of one
-    process are not kept: XLA's CPU collectives can wait for each other for ever in a program that comes from there.
+    executable code), unless `$JAX_COMPILATION_CACHE_DIR` names another place. Those for several CPU devices, of one
+    process or several, are not kept: XLA's CPU collectives can wait for each other for ever in a program that comes
+    from there.
 
     Args:
         jax_backend: "cpu", "gpu" or "tpu": anything else on this machine is an error. None: what jax finds
@@ -37,9 +53,13 @@ def setup(
             environment says.
         leave_no_trace: Whether to keep no compiled programs, and to take no memory of a GPU in advance: for a
             process that only looks.
+        place: Which process of a run this is, from `distributed.find_place`. None: the only one.
+        initialization_timeout: Seconds to wait for the other processes.
+        heartbeat_timeout: Seconds without a sign of life of a process after which the others end.
 
     Raises:
         ValueError: If `jax_backend` is not a backend.
+        PeersMissingError: If other processes do not come.
         PermissionError: If others may write to the compilation cache.
         RuntimeError: If the machine does not have the backend.
     """
@@ -55,10 +75,16 @@ def setup(
         os.environ["DATA_DIR"] = data_dir
     _widen_thread_pool_of_fake_devices()
     jax.config.update("jax_threefry_partitionable", True)
+    has_peers = place is not None and not place.is_alone
+    if place is not None and has_peers:
+        if jax_backend is not None and "JAX_PLATFORMS" not in os.environ:
+            jax.config.update("jax_platforms", jax_backend)
+        _join(place, initialization_timeout=initialization_timeout, heartbeat_timeout=heartbeat_timeout)
+        watch_peers()
     if leave_no_trace:
         os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
         jax.config.update("jax_enable_compilation_cache", False)
-    elif _num_fake_devices() > 1:
+    elif _num_fake_devices() > 1 or (has_peers and jax.default_backend() == "cpu"):
         # What orders collectives is not part of a stored program: with jax 0.10.2, a step with gradient
         # accumulation over 8 devices ran when just compiled, and hung at its second run when loaded (2026-11-21).
         jax.config.update("jax_enable_compilation_cache", False)
@@ -79,6 +105,30 @@ def set_up_logging() -> None:
     logging.basicConfig(
         level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%Y-%m-%d %H:%M:%S", handlers=[handler]
     )
+
+
+def _join(place: Place, *, initialization_timeout: int, heartbeat_timeout: int) -> None:
+    """Starts jax.distributed with the other processes, which are known to be there by then."""
+    # It would take SIGTERM for itself, in C++, and Ctrl-C not; the trainer agrees with its peers on when to stop.
+    jax.config.update("jax_enable_preemption_service", False)
+    initialize = functools.partial(
+        jax.distributed.initialize,
+        initialization_timeout=initialization_timeout,
+        heartbeat_timeout_seconds=heartbeat_timeout,
+    )
+    if place.is_found_by_jax:
+        initialize()
+        return
+    hold_roll_call(place, timeout_seconds=initialization_timeout)
+    initialize(
+        coordinator_address=place.coordinator,
+        num_processes=place.num_processes,
+        process_id=place.process_id,
+        local_device_ids=place.local_device_ids,
+        # What the environment says has been read.
+        cluster_detection_method="deactivate",
+    )
+    logging.info("This is %s.", place)
 
 
 def _widen_thread_pool_of_fake_devices() -> None:

@@ -18,6 +18,13 @@ from typing import Any, Optional
 from absl import flags
 
 import axlearn
+from axlearn.common.distributed import (
+    HEARTBEAT_TIMEOUT_SECONDS,
+    INITIALIZATION_TIMEOUT_SECONDS,
+    PeersMissingError,
+    Place,
+    find_place,
+)
 from axlearn.common.run_dir import check_run_dir, default_run_dir
 from axlearn.common.user_errors import error_text, is_for_users
 
@@ -118,6 +125,33 @@ _CRASH_TIMEOUT = flags.DEFINE_integer(
     7200,
     "Seconds without a new step after which the process kills itself.",
 )
+_COORDINATOR = flags.DEFINE_string(
+    "distributed_coordinator",
+    None,
+    "HOST:PORT on which process 0 of several listens. By default $DISTRIBUTED_COORDINATOR, or what SLURM or the TPU "
+    "says; see docs/hosts.md.",
+)
+_NUM_PROCESSES = flags.DEFINE_integer(
+    "num_processes",
+    None,
+    "How many processes train together. By default $NUM_PROCESSES, likewise.",
+    lower_bound=1,
+)
+_PROCESS_ID = flags.DEFINE_integer(
+    "process_id", None, "Which of them this is, from 0 on. By default $PROCESS_ID, likewise.", lower_bound=0
+)
+_INITIALIZATION_TIMEOUT = flags.DEFINE_integer(
+    "initialization_timeout",
+    INITIALIZATION_TIMEOUT_SECONDS,
+    "Seconds to wait for the other processes.",
+    lower_bound=1,
+)
+_HEARTBEAT_TIMEOUT = flags.DEFINE_integer(
+    "heartbeat_timeout",
+    HEARTBEAT_TIMEOUT_SECONDS,
+    "Seconds without a sign of life of a process after which it is taken for dead and the others end.",
+    lower_bound=5,
+)
 _VLOG = flags.DEFINE_integer(
     "vlog", None, "The level of detail of the log; with any, errors show their traceback."
 )
@@ -138,12 +172,28 @@ def main(argv: Sequence[str]) -> int:
     try:
         _parse(argv)
         check_links()
+        place = _place()
         if _DRY_RUN.value is None:
             check_run_dir(_TRAINER_DIR.value or default_run_dir(str(_CONFIG.value)))
-    except (flags.Error, OSError) as e:
+    except (flags.Error, OSError, ValueError) as e:
         return _refuse(e)
     with _interrupts_end_the_process():
-        return _launch(_load_library())
+        return _launch(_load_library(), place=place)
+
+
+def _place() -> Place:
+    """Returns which process of a run this one is.
+
+    Raises:
+        ValueError: If flags and environment do not say it.
+    """
+    return find_place(
+        os.environ,
+        coordinator=_COORDINATOR.value,
+        num_processes=_NUM_PROCESSES.value,
+        process_id=_PROCESS_ID.value,
+        jax_backend=_JAX_BACKEND.value,
+    )
 
 
 @contextlib.contextmanager
@@ -212,22 +262,30 @@ def _load_library() -> tuple[Any, Any]:
     return launch, launch_trainer
 
 
-def _launch(library: tuple[Any, Any]) -> int:
+def _launch(library: tuple[Any, Any], *, place: Place) -> int:
     launch, launch_trainer = library
     launch.set_up_logging()
     is_dry_run = _DRY_RUN.value is not None
     try:
-        launch.setup(jax_backend=_JAX_BACKEND.value, data_dir=_DATA_DIR.value, leave_no_trace=is_dry_run)
+        launch.setup(
+            jax_backend=_JAX_BACKEND.value,
+            data_dir=_DATA_DIR.value,
+            leave_no_trace=is_dry_run,
+            place=place,
+            initialization_timeout=_INITIALIZATION_TIMEOUT.value,
+            heartbeat_timeout=_HEARTBEAT_TIMEOUT.value,
+        )
         launched = launch_trainer.get_trainer_config(_options(launch_trainer))
         if not is_dry_run:
             check_run_dir(launched.trainer_config.dir)
         trainer = launch_trainer.build_trainer(launched)
         if is_dry_run:
             text, fits = launch_trainer.dry_run(trainer, compile_step=_DRY_RUN.value == "compile")
-            _print(text)
+            if place.process_id in (0, None):
+                _print(text)
             return 0 if fits else 2
     except Exception as e:
-        return _refuse(e)
+        return _end(launch, e, status=_refuse(e))
     began: list[bool] = []
     try:
         launch_trainer.run_trainer(
@@ -239,10 +297,18 @@ def _launch(library: tuple[Any, Any]) -> int:
     except Exception as e:
         # Data that are not there, a checkpoint of another model: found out before the run wrote anything.
         if isinstance(e, (ValueError, OSError)) and not began:
-            return _refuse(e)
+            return _end(launch, e, status=_refuse(e))
+        if not place.is_alone and type(e).__name__ == "JaxRuntimeError":
+            e.add_note("Another process may have ended, which stops all: look at its output first.")
         _print_error(e)
-        return 1
+        return _end(launch, e, status=1)
     return 0
+
+
+def _end(launch: Any, e: BaseException, *, status: int) -> int:
+    """Returns the status; where there are other processes, they and this one end with it here."""
+    launch.end_with_peers(status=status, text=error_text(e))
+    return status
 
 
 def _print(text: str) -> None:
@@ -283,6 +349,9 @@ def flag_values() -> dict[str, Any]:
 
 def _refuse(e: BaseException) -> int:
     _print_error(e)
+    if isinstance(e, PeersMissingError):
+        # Nothing is wrong with the command line; the same one may do next time.
+        return 1
     # What a user did not cause is no refusal of what the user asked for.
     return 2 if isinstance(e, flags.Error) or is_for_users(e) else 1
 

@@ -61,16 +61,20 @@ class Progress:
 
     Args:
         stream: Where to write; None for standard output.
+        is_silent: Whether to write nothing, because another process of the run does.
     """
 
-    def __init__(self, stream: Optional[TextIO] = None):
+    def __init__(self, stream: Optional[TextIO] = None, *, is_silent: bool = False):
         self._stream = sys.stdout if stream is None else stream
+        self._is_silent = is_silent
         self._is_terminal = self._stream.isatty() and os.environ.get("TERM") != "dumb"
         # Characters of the progress line on which the cursor stands.
         self._line_len = 0
 
     def update(self, text: str) -> None:
         """Shows the state of the run, in place of the one shown before where that is possible."""
+        if self._is_silent:
+            return
         if not self._is_terminal:
             self._write_line(text)
             return
@@ -82,6 +86,8 @@ class Progress:
 
     def message(self, text: str) -> None:
         """Shows something that stays."""
+        if self._is_silent:
+            return
         if not self._is_terminal:
             self._write_line(text)
             return

@@ -4,6 +4,7 @@ Such a checkpoint is somebody else's: it is read, and never renamed, replaced or
 are stored in formats of the libraries that they come from (`tf_<process>/`, `python_<process>/`) and are not read.
 """
 
+import hashlib
 import itertools
 import pathlib
 from collections.abc import Collection
@@ -13,7 +14,7 @@ from axlearn.common.checkpointer._errors import CorruptCheckpointError
 from axlearn.common.checkpointer._layout import ARRAYS_DIR, INDEX_NAME
 from axlearn.common.checkpointer._manifest import MAX_JSON_BYTES
 from axlearn.common.checkpointer._read_files import call_in_threads, read_small_file
-from axlearn.common.checkpointer._stored import StoredCheckpoint, tiles
+from axlearn.common.checkpointer._stored import WHOLE, Share, StoredCheckpoint, tiles
 from axlearn.common.checkpointer._tensorstore import ArrayReader
 from axlearn.common.checkpointer._zarr2 import (
     DRIVER,
@@ -42,11 +43,14 @@ class AXLearnCheckpoint(StoredCheckpoint):
     def _read_index_file(self) -> bytes:
         return read_small_file(self.ckpt_dir, INDEX_NAME, max_bytes=MAX_JSON_BYTES)
 
-    def check(self, *, paths: Optional[Collection[str]] = None) -> None:
-        for path in self.index.arrays if paths is None else paths:
-            self._check_array(path)
+    def identity(self) -> str:
+        return hashlib.sha256(self._read_index_file()).hexdigest()
 
-    def _check_array(self, path: str) -> None:
+    def check(self, *, paths: Optional[Collection[str]] = None, share: Share = WHOLE) -> None:
+        for path in self.index.arrays if paths is None else paths:
+            self._check_array(path, share=share)
+
+    def _check_array(self, path: str, *, share: Share) -> None:
         entry = self.index.arrays[path]
         array_dir = f"{ARRAYS_DIR}/{path}"
         metadata = read_metadata(self.ckpt_dir, array_dir, entry=entry)
@@ -54,7 +58,7 @@ class AXLearnCheckpoint(StoredCheckpoint):
         def check(name: str) -> None:
             check_chunk(self.ckpt_dir, f"{array_dir}/{name}", metadata=metadata, dtype=entry.dtype)
 
-        names = chunk_names(metadata, shape=entry.shape)
+        names = share.of(chunk_names(metadata, shape=entry.shape))
         while batch := list(itertools.islice(names, _NUM_CHUNKS_AT_ONCE)):
             call_in_threads(check, batch)
         self._metadata[path] = metadata

@@ -7,14 +7,13 @@ import time
 from collections.abc import Mapping
 from typing import Any, Optional
 
-import jax
-
 from axlearn.common.checkpointer._errors import CheckpointSaveError
 from axlearn.common.checkpointer._file_ops import FileOps
 from axlearn.common.checkpointer._garbage import GarbageCollector
 from axlearn.common.checkpointer._index import CheckpointValidationType
 from axlearn.common.checkpointer._layout import sweep_leftovers
 from axlearn.common.checkpointer._lease import WriterLease
+from axlearn.common.checkpointer._peers import Peers
 from axlearn.common.checkpointer._policies import CheckpointPolicy, every_n_steps_policy
 from axlearn.common.checkpointer._restore import PathFilter, StateFn, read_checkpoint
 from axlearn.common.checkpointer._save import BackgroundSave, IndexWriter, index_as_json
@@ -44,6 +43,10 @@ class Checkpointer(Module):
     at a time.
 
     The first `restore` or `save` makes this object the only writer of its folder, until `stop`.
+
+    With several processes, all of them have a checkpointer for the same folder on a file system that they share, and
+    call `restore` and `save` at the same steps. Each one writes and reads its own parts. They come to the same
+    end: a save is there for all of them or fails on all, and all of them restore the same step.
     """
 
     @config_class
@@ -70,6 +73,9 @@ class Checkpointer(Module):
         index_writer: Optional[ConfigOr[IndexWriter]] = None
         # How a checkpoint and the state to restore must agree. None: EXACT.
         validation: Optional[CheckpointValidationType] = None
+        # Of several processes: how long the first one that has done its part of a save or a restore waits for
+        # the last one, in seconds. None: half as long as a save may take, which is `storage.timeout_secs`.
+        peer_timeout_seconds: Optional[float] = None
         # Tells by path which leaves to restore; see `drop_learner_optimizer_cfg`. None: all of them.
         restore_state_filter: Optional[ConfigOr[PathFilter]] = None
 
@@ -94,6 +100,10 @@ class Checkpointer(Module):
             files=self._files,
         )
         self._save_under_way: Optional[BackgroundSave] = None
+        timeout = cfg.peer_timeout_seconds
+        self._peers = Peers(timeout_seconds=cfg.storage.timeout_secs / 2 if timeout is None else timeout)
+        # Whether the folder is this object's, on whichever process holds the lease.
+        self._is_owner = False
 
     # Saving.
 
@@ -109,7 +119,8 @@ class Checkpointer(Module):
             Whether `save` would save.
 
         Raises:
-            CheckpointSaveError: If the save before failed and nobody was told yet.
+            CheckpointSaveError: If the save before failed and nobody was told yet. With several processes it waits
+                for the next `save`, `wait_until_finished` or `stop`, where all are told at the same step.
         """
         failure = self._poll_failure()
         if failure is not None:
@@ -152,6 +163,7 @@ class Checkpointer(Module):
 
     def _start_save(self, step: int, state: Nested[Any]) -> None:
         self._own()
+        talk = self._peers.begin(f"save of step {step}")
         started_at = time.monotonic()
         snapshot = take_snapshot(state)
         self.vlog(1, "step %d was copied to the host in %.3f s", step, time.monotonic() - started_at)
@@ -163,13 +175,16 @@ class Checkpointer(Module):
             files=self._files,
             index_writer=self._index_writer,
             on_commit=self._garbage.add_verified,
+            talk=talk,
         )
         self._save_under_way.start()
 
     def _poll_failure(self) -> Optional[CheckpointSaveError]:
-        """What went wrong in the save before, if it has come to an end."""
+        """What went wrong in the save before, if it has come to an end, and all processes know that it has."""
         save = self._save_under_way
-        return None if save is None or save.is_alive() else self._end_save(save)
+        if save is None or save.is_shared or save.is_alive():
+            return None
+        return self._end_save(save)
 
     def _await_failure(self) -> Optional[CheckpointSaveError]:
         """What went wrong in the save before, once it has come to an end."""
@@ -223,6 +238,7 @@ class Checkpointer(Module):
             self._garbage.stop()
             if self._save_under_way is None:
                 self._lease.release()
+                self._is_owner = False
         if failure is not None and sys.exception() is None:
             raise failure
         if failure is not None:
@@ -261,6 +277,7 @@ class Checkpointer(Module):
             OSError: If the folder cannot be made, written to or cleared of what killed attempts left.
         """
         self._own()
+        talk = self._peers.begin("restore")
         validation = self.config.validation or CheckpointValidationType.EXACT
 
         def read(ckpt_dir: pathlib.Path) -> Nested[Any]:
@@ -271,27 +288,40 @@ class Checkpointer(Module):
                 validation=validation,
                 keep_path=self._keep_path,
                 state_fn=state_fn,
+                talk=talk,
             )
 
         if step is not None:
-            restored = Restored(step=step, state=read_step(self._base_dir, step=step, read=read))
+            restored = Restored(step=step, state=read_step(self._base_dir, step=step, read=read, talk=talk))
         else:
-            restored = read_newest(self._base_dir, state=state, read=read, is_owner=True)
-        if restored.step is not None and not validation.is_partial and self._keep_path is None:
+            restored = read_newest(self._base_dir, state=state, read=read, is_owner=True, talk=talk)
+        is_verified = not validation.is_partial and self._keep_path is None
+        if restored.step is not None and is_verified and talk.is_first:
             self._garbage.add_verified(restored.step)
         return restored
 
     def _own(self) -> None:
-        """Becomes the only writer of the folder, and clears away what killed ones left behind."""
-        if self._lease.is_held:
+        """Becomes the only writer of the folder, and clears away what killed ones left behind.
+
+        Of several processes, process 0 holds the lease for all.
+        """
+        if self._is_owner:
             return
-        self._lease.acquire()
-        try:
+        talk = self._peers.begin("start")
+
+        def take_and_sweep() -> str:
+            self._lease.acquire()
             sweep_leftovers(self._base_dir)
+            return self._lease.path.name
+
+        try:
+            lease_name = talk.first(take_and_sweep)
+            talk.together(lambda: talk.check_visible(self._base_dir / lease_name))
         except BaseException:
             # Whoever holds the lease has swept.
             self._lease.release()
             raise
+        self._is_owner = True
 
 
 def _check_config(cfg: Checkpointer.Config, *, where: str) -> None:
@@ -304,17 +334,7 @@ def _check_config(cfg: Checkpointer.Config, *, where: str) -> None:
                 nearest=2,
             )
         )
-    positive = {"gc_loop_interval_seconds": cfg.gc_loop_interval_seconds}
-    if cfg.keep_every_n_steps is not None:
-        positive["keep_every_n_steps"] = cfg.keep_every_n_steps
-    for name, value in positive.items():
-        if value <= 0:
+    positive = ("gc_loop_interval_seconds", "keep_every_n_steps", "peer_timeout_seconds")
+    for name, value in ((name, getattr(cfg, name)) for name in positive):
+        if value is not None and value <= 0:
             raise ValueError(error_message(where=f"{where}.{name}", what=f"{value}", expected="more than 0"))
-    if jax.process_count() > 1:
-        raise ValueError(
-            error_message(
-                where=where,
-                what=f"There are {jax.process_count()} processes",
-                expected="one: the parts of several processes are not put together yet",
-            )
-        )

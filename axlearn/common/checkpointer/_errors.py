@@ -22,6 +22,7 @@ class CorruptCheckpointError(RuntimeError):
         ckpt_dir: The folder of the checkpoint.
         file: The first file that was found wrong, relative to `ckpt_dir`.
         reason: Which check failed, as a part of a file name, such as "hash-mismatch".
+        detail: What is wrong with the file, as a sentence that begins behind its name.
     """
 
     def __init__(self, *, ckpt_dir: pathlib.Path, file: str, reason: str, detail: str):
@@ -29,6 +30,7 @@ class CorruptCheckpointError(RuntimeError):
         self.ckpt_dir = ckpt_dir
         self.file = file
         self.reason = reason
+        self.detail = detail
 
 
 class NoUsableCheckpointError(RuntimeError):

@@ -5,6 +5,7 @@ import pathlib
 from typing import NamedTuple, Optional
 
 from axlearn.common.checkpointer import _zarr2
+from axlearn.common.checkpointer._commit import remove_attempt
 from axlearn.common.checkpointer._file_ops import FileOps, StepFolder
 from axlearn.common.checkpointer._index import index_entry
 from axlearn.common.checkpointer._layout import (
@@ -16,7 +17,7 @@ from axlearn.common.checkpointer._layout import (
 )
 from axlearn.common.checkpointer._manifest import Manifest, verify_files
 from axlearn.common.checkpointer._reader import CheckpointReader
-from axlearn.common.checkpointer._save import index_as_json, remove_attempt
+from axlearn.common.checkpointer._save import index_as_json
 from axlearn.common.checkpointer._writer import CheckpointWriter, check_is_free
 
 

@@ -59,25 +59,29 @@ class FileOps:
 
 
 class StepFolder:
-    """A folder that is being filled, and what it holds so far.
+    """A folder that is being filled, by one process or by several, and what this one has put there so far.
 
     Attributes:
         path: The folder.
-        entries: Its files, by path in it.
+        entries: The files that this process wrote, by path in it.
     """
 
-    def __init__(self, path: pathlib.Path, *, files: FileOps):
+    def __init__(self, path: pathlib.Path, *, files: FileOps, is_made: bool = False, is_shared: bool = False):
         """Makes the folder.
 
         Args:
             path: The folder; its parent exists.
             files: What to write with.
+            is_made: Whether another process has made it.
+            is_shared: Whether other processes make folders in it too.
         """
         self.path = path
         self._ops = files
+        self._is_shared = is_shared
         self._dirs: dict[pathlib.PurePosixPath, None] = {}
         self.entries: dict[str, FileEntry] = {}
-        files.make_dir(path)
+        if not is_made:
+            files.make_dir(path)
 
     def write(self, name: str, data: bytes) -> None:
         """Writes a file.
@@ -90,13 +94,20 @@ class StepFolder:
         path = pathlib.PurePosixPath(name)
         for folder in reversed(path.parents[:-1]):
             if folder not in self._dirs:
-                self._ops.make_dir(self.path / folder)
+                self._make_dir(self.path / folder)
                 self._dirs[folder] = None
         self._ops.write_file(self.path / path, data)
         self.entries[name] = FileEntry(size=len(data), sha256=hashlib.sha256(data).hexdigest())
 
+    def _make_dir(self, path: pathlib.Path) -> None:
+        try:
+            self._ops.make_dir(path)
+        except FileExistsError:
+            if not self._is_shared:
+                raise
+
     def sync(self) -> None:
-        """Makes the names of all files durable, from the innermost folder outwards."""
+        """Makes the names of all files that this process wrote durable, from the innermost folder outwards."""
         for folder in sorted(self._dirs, key=lambda path: len(path.parts), reverse=True):
             self._ops.sync_dir(self.path / folder)
         self._ops.sync_dir(self.path)

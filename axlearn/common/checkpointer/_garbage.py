@@ -174,7 +174,8 @@ class GarbageCollector:
         """Whether a checkpoint that was whole still looks so, without reading all of it."""
         ckpt_dir = self._base_dir / step_dir_name(step)
         try:
-            check_sizes(ckpt_dir, read_manifest(ckpt_dir, step=step))
+            manifest = read_manifest(ckpt_dir, step=step)
+            check_sizes(ckpt_dir, manifest, names=manifest.files)
         except CorruptCheckpointError as e:
             logging.warning("%s Older checkpoints are kept in its place.", e)
             return False

@@ -41,6 +41,11 @@ class WriterLease:
         self._key = ""
 
     @property
+    def path(self) -> pathlib.Path:
+        """The file; it stays where it is when the lease is given back."""
+        return self._base_dir / _LEASE_NAME
+
+    @property
     def is_held(self) -> bool:
         """Whether this object holds the lease."""
         return self._fd is not None
@@ -55,7 +60,7 @@ class WriterLease:
         assert not self.is_held
         try:
             self._base_dir.mkdir(parents=True, exist_ok=True)
-            path = self._base_dir / _LEASE_NAME
+            path = self.path
             key = str(path.resolve())
             with _held_paths_lock:
                 if key in _held_paths:
@@ -84,7 +89,7 @@ class WriterLease:
             os.ftruncate(self._fd, 0)
             os.pwrite(self._fd, json.dumps(holder).encode("utf-8"), 0)
         except OSError as e:
-            logging.warning("%s: cannot say who holds it (%s).", self._base_dir / _LEASE_NAME, e)
+            logging.warning("%s: cannot say who holds it (%s).", self.path, e)
 
     def release(self) -> None:
         """Gives the lease back; nothing happens where it is not held. The file stays, unlocked."""

@@ -1,6 +1,7 @@
 """Our own layout: zarr 3, JSON, and a manifest with the hash of every file."""
 
 import functools
+import hashlib
 import json
 import pathlib
 from collections.abc import Collection
@@ -8,8 +9,8 @@ from typing import Any, Optional
 
 from axlearn.common.checkpointer._errors import CorruptCheckpointError
 from axlearn.common.checkpointer._layout import ARRAYS_DIR, DOCUMENTS_DIR, INDEX_NAME, parse_step_from_dir
-from axlearn.common.checkpointer._manifest import read_manifest, read_verified, verify_files
-from axlearn.common.checkpointer._stored import StoredCheckpoint
+from axlearn.common.checkpointer._manifest import encode_manifest, read_manifest, read_verified, verify_files
+from axlearn.common.checkpointer._stored import WHOLE, Share, StoredCheckpoint
 from axlearn.common.checkpointer._tensorstore import ArrayReader
 from axlearn.common.checkpointer._zarr import DRIVER, METADATA_NAME, check_array_files
 
@@ -27,12 +28,16 @@ class NativeCheckpoint(StoredCheckpoint):
     def _read_index_file(self) -> bytes:
         return read_verified(self.ckpt_dir, self._manifest, name=INDEX_NAME)
 
-    def check(self, *, paths: Optional[Collection[str]] = None) -> None:
+    def identity(self) -> str:
+        return hashlib.sha256(encode_manifest(self._manifest)).hexdigest()
+
+    def check(self, *, paths: Optional[Collection[str]] = None, share: Share = WHOLE) -> None:
         if paths is None:
             names = list(self._manifest.files)
         else:
             names = [name for path in paths for name in self._files_by_array.get(path, ())]
-        verify_files(self.ckpt_dir, self._manifest, names=names)
+        verify_files(self.ckpt_dir, self._manifest, names=share.of(names))
+        # Small files that every process needs.
         for path in self.index.arrays if paths is None else paths:
             self._check_array(path)
 

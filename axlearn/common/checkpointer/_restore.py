@@ -2,17 +2,18 @@
 
 import logging
 import pathlib
-from collections.abc import Callable, Collection
-from typing import Any, Optional, Protocol, runtime_checkable
+from collections.abc import Callable, Collection, Mapping
+from typing import Any, NamedTuple, Optional, Protocol, runtime_checkable
 
 import jax
 
 from axlearn.common.checkpointer._index import CheckpointIndex, CheckpointValidationType, check_index
 from axlearn.common.checkpointer._layout import PathLike
 from axlearn.common.checkpointer._open import open_stored
+from axlearn.common.checkpointer._peers import ALONE, Conversation
 from axlearn.common.checkpointer._snapshot import Leaves, Stateful, split_leaves
 from axlearn.common.checkpointer._storage import StateStorage
-from axlearn.common.checkpointer._stored import StoredCheckpoint
+from axlearn.common.checkpointer._stored import Share, StoredCheckpoint
 from axlearn.common.utils import Nested, TensorSpec, flatten_items, set_recursively
 
 # Says of each path of a state whether it is restored.
@@ -38,6 +39,7 @@ def read_checkpoint(
     validation: CheckpointValidationType,
     keep_path: Optional[PathFilter] = None,
     state_fn: Optional[StateFn] = None,
+    talk: Conversation = ALONE,
 ) -> Nested[Any]:
     """Reads a state.
 
@@ -55,6 +57,8 @@ def read_checkpoint(
         keep_path: Tells which leaves to read; the others, of `state` and of the checkpoint, are left as they
             are. None: all of them.
         state_fn: Makes the state to read from what the checkpoint holds. None: `state` is read.
+        talk: The processes that read; each of them verifies a share of the files, and reads what its devices
+            need.
 
     Returns:
         A tree like `state`, with arrays in the place of specs.
@@ -62,32 +66,82 @@ def read_checkpoint(
     Raises:
         CorruptCheckpointError: If the checkpoint is not what was written.
         CheckpointMismatchError: If it is one of another state.
+        FileNotFoundError: If another process does not see the checkpoint that process 0 sees.
     """
+    opened = talk.together(
+        lambda: _open_and_compare(
+            ckpt_dir, state=state, state_fn=state_fn, validation=validation, keep_path=keep_path, talk=talk
+        )
+    )
+    stored, arrays, statefuls = opened.stored, opened.arrays, opened.statefuls
+    talk.check_equal(
+        {"the list of its files": stored.identity()} if talk.count > 1 else {},
+        where=str(ckpt_dir),
+        advice="See whether all processes have the same folder before them",
+    )
+    is_whole = not validation.is_partial and keep_path is None
+    paths = None if is_whole else list(arrays)
+    # A decoder believes sizes, so nobody decodes anything before all have verified their share.
+    talk.together(lambda: stored.check(paths=paths, share=Share(index=talk.index, count=talk.count)))
+    documents, values = talk.together(
+        lambda: (
+            {path: stored.read_document(path) for path in statefuls},
+            storage.read_arrays(arrays, stored=stored),
+        )
+    )
+    for path, leaf in statefuls.items():
+        leaf.set_state(documents[path])
+    for by_step_leaf in opened.by_step.values():
+        by_step_leaf.set_step(stored.step)
+    if is_whole:
+        _log_documents(stored, by_step=opened.by_step)
+    leaves = [values.get(path, leaf) for path, leaf in flatten_items(opened.state)]
+    return jax.tree.unflatten(jax.tree.structure(opened.state), leaves)
+
+
+class _Opened(NamedTuple):
+    """A checkpoint that holds what is asked for.
+
+    Attributes:
+        stored: The checkpoint.
+        state: What is asked for.
+        arrays: The arrays in it, by path.
+        statefuls: Its stateful leaves that the checkpoint holds, by path.
+        by_step: Those that continue from the step alone, by path.
+    """
+
+    stored: StoredCheckpoint
+    state: Nested[Any]
+    arrays: Mapping[str, Any]
+    statefuls: Mapping[str, Stateful]
+    by_step: Mapping[str, StatefulByStep]
+
+
+def _open_and_compare(
+    ckpt_dir: pathlib.Path,
+    *,
+    state: Nested[Any],
+    state_fn: Optional[StateFn],
+    validation: CheckpointValidationType,
+    keep_path: Optional[PathFilter],
+    talk: Conversation,
+) -> _Opened:
+    """Opens a checkpoint; what it takes and raises is said at `read_checkpoint`."""
+    talk.check_visible(ckpt_dir)
     stored = open_stored(ckpt_dir)
     if state_fn is not None:
         state = state_fn(stored.index)
-    wanted = split_leaves(state, where="checkpointer.restore", keep_path=keep_path)
-    by_step = _find_by_step(stored, wanted)
-    statefuls = {path: leaf for path, leaf in wanted.statefuls.items() if path not in by_step}
+    leaves = split_leaves(state, where="checkpointer.restore", keep_path=keep_path)
+    by_step = _find_by_step(stored, leaves)
+    statefuls = {path: leaf for path, leaf in leaves.statefuls.items() if path not in by_step}
     check_index(
         stored.index,
-        Leaves(arrays=wanted.arrays, statefuls=statefuls),
+        Leaves(arrays=leaves.arrays, statefuls=statefuls),
         where=str(ckpt_dir),
         validation=validation,
         keep_path=keep_path,
     )
-    is_whole = not validation.is_partial and keep_path is None
-    stored.check(paths=None if is_whole else list(wanted.arrays))
-    documents = {path: stored.read_document(path) for path in statefuls}
-    arrays = storage.read_arrays(wanted.arrays, stored=stored)
-    for path, leaf in statefuls.items():
-        leaf.set_state(documents[path])
-    for by_step_leaf in by_step.values():
-        by_step_leaf.set_step(stored.step)
-    if is_whole:
-        _log_documents(stored, by_step=by_step)
-    leaves = [arrays.get(path, leaf) for path, leaf in flatten_items(state)]
-    return jax.tree.unflatten(jax.tree.structure(state), leaves)
+    return _Opened(stored, state=state, arrays=leaves.arrays, statefuls=statefuls, by_step=by_step)
 
 
 def _find_by_step(stored: StoredCheckpoint, wanted: Leaves) -> dict[str, StatefulByStep]:

@@ -1,31 +1,30 @@
 """Writing one checkpoint, from a snapshot to the rename that makes it one."""
 
+import dataclasses
 import json
 import logging
-import os
 import pathlib
 import threading
 import time
 from collections.abc import Callable
 from typing import Any, Optional, Protocol
 
+from axlearn.common.checkpointer._commit import check_not_foreign, commit, remove_attempt
 from axlearn.common.checkpointer._errors import CheckpointSaveError, CorruptCheckpointError
-from axlearn.common.checkpointer._file_ops import FileOps, StepFolder, is_out_of_space
+from axlearn.common.checkpointer._file_ops import FileEntry, FileOps, StepFolder, is_out_of_space
 from axlearn.common.checkpointer._index import build_index
 from axlearn.common.checkpointer._layout import (
     DOCUMENTS_DIR,
-    INDEX_NAME,
-    MANIFEST_NAME,
     checkpoint_paths,
-    foreign_checkpoint_exists,
-    is_committed,
     new_attempt_path,
     step_dir_name,
 )
-from axlearn.common.checkpointer._manifest import Manifest, encode_manifest, read_manifest, verify_files
+from axlearn.common.checkpointer._manifest import Manifest, verify_files
+from axlearn.common.checkpointer._peers import ALONE, Conversation
 from axlearn.common.checkpointer._snapshot import Snapshot
 from axlearn.common.checkpointer._storage import StateStorage
 from axlearn.common.config import error_message
+from axlearn.common.processes import PeerTimeoutError
 
 
 class IndexWriter(Protocol):
@@ -49,7 +48,8 @@ def write_checkpoint(
     storage: StateStorage,
     files: FileOps,
     index_writer: IndexWriter = index_as_json,
-) -> Manifest:
+    talk: Conversation = ALONE,
+) -> int:
     """Writes a checkpoint under a name that nobody reads, verifies it, and gives it its own name.
 
     Args:
@@ -59,121 +59,115 @@ def write_checkpoint(
         storage: What writes the arrays.
         files: What changes the file system.
         index_writer: What makes the text of the index.
+        talk: The processes that write it; each one its own parts.
 
     Returns:
-        What was written.
+        How many bytes were written by all of them.
 
     Raises:
         OSError: If something could not be written. Nothing is left of the attempt, unless removing it fails
             too.
         CorruptCheckpointError: If what was written does not read back. Nothing is left of it.
+        PeerTimeoutError: If another process does not do its part. Nothing is left of it.
+        ValueError: If the processes do not have the same state.
     """
-    check_not_foreign(base_dir / step_dir_name(step))
-    tmp_dir = new_attempt_path(base_dir, step=step, kind="tmp")
+    attempt = _Attempt(
+        final_dir=base_dir / step_dir_name(step),
+        tmp_dir=new_attempt_path(base_dir, step=step, kind="tmp"),
+        step=step,
+        snapshot=snapshot,
+        files=files,
+        talk=talk,
+    )
     try:
-        folder = StepFolder(tmp_dir, files=files)
-        storage.write_arrays(snapshot.arrays, folder=folder)
-        for path, text in sorted(snapshot.documents.items()):
-            folder.write(f"{DOCUMENTS_DIR}/{path}", text.encode("utf-8"))
-        index = index_writer(build_index(snapshot, step=step))
-        return commit(folder, base_dir / step_dir_name(step), step=step, index=index, files=files)
+        folder = attempt.write_parts(storage)
+        return attempt.finish(folder, index_writer)
     except BaseException:
-        remove_attempt(tmp_dir, files=files)
+        # The other processes have stopped writing, or are given up.
+        if talk.is_first:
+            remove_attempt(attempt.tmp_dir, files=files)
         raise
 
 
-def check_not_foreign(final_dir: pathlib.Path) -> None:
-    """Refuses to write a step of which there is a checkpoint that somebody else wrote.
+@dataclasses.dataclass(frozen=True)
+class _Attempt:
+    """One attempt to write a checkpoint, with whoever has a part of it.
 
-    Raises:
-        FileExistsError: If there is one.
-    """
-    if foreign_checkpoint_exists(final_dir):
-        raise FileExistsError(
-            error_message(
-                where=str(final_dir),
-                what="This step has a checkpoint in AXLearn's layout already, which we do not replace",
-                advice="Move it away, or save in another folder",
-            )
-        )
-
-
-def commit(folder: StepFolder, final_dir: pathlib.Path, *, step: int, index: str, files: FileOps) -> Manifest:
-    """Finishes a folder that holds all else, verifies it, and gives it its name.
-
-    Args:
-        folder: The folder.
-        final_dir: Its name to be.
+    Attributes:
+        final_dir: The name to be.
+        tmp_dir: What the folder is called until then; only that of process 0 counts.
         step: The step.
-        index: The text of `index`.
+        snapshot: The part of this process.
         files: What changes the file system.
-
-    Returns:
-        What was written.
-
-    Raises:
-        OSError: If something could not be written.
-        CorruptCheckpointError: If what was written does not read back.
+        talk: All processes.
     """
-    folder.write(INDEX_NAME, index.encode("utf-8"))
-    manifest = Manifest(step=step, files=dict(folder.entries))
-    folder.write(MANIFEST_NAME, encode_manifest(manifest))
-    folder.sync()
-    verify_files(folder.path, read_manifest(folder.path, step=step), names=manifest.files)
-    _give_name(folder.path, final_dir, step=step, files=files)
-    return manifest
 
+    final_dir: pathlib.Path
+    tmp_dir: pathlib.Path
+    step: int
+    snapshot: Snapshot
+    files: FileOps
+    talk: Conversation
 
-def _give_name(tmp_dir: pathlib.Path, final_dir: pathlib.Path, *, step: int, files: FileOps) -> None:
-    """Renames a finished folder; what has its name already keeps existing until that is durable."""
-    base_dir = final_dir.parent
-    replaced = None
-    if os.path.lexists(final_dir):
-        kind = "uncommitted" if _is_unfinished(final_dir) else "replaced"
-        replaced = new_attempt_path(base_dir, step=step, kind=kind)
-        files.rename(final_dir, replaced)
-    try:
-        files.rename(tmp_dir, final_dir)
-    except OSError:
-        if replaced is not None:
-            files.rename(replaced, final_dir)
-        raise
-    files.sync_dir(base_dir)
-    if replaced is None:
-        return
-    if replaced.is_symlink() or not replaced.is_dir():
-        logging.warning(
-            "%s is no checkpoint and had the name of one; it is called %s now.", final_dir, replaced.name
+    def write_parts(self, storage: StateStorage) -> StepFolder:
+        """Writes what this process has; returns when all have."""
+        shared_dir = self.tmp_dir.with_name(self.talk.first(self._make_folder))
+        self.talk.check_equal(
+            self.snapshot.common,
+            where=f"checkpoint of step {self.step}",
+            advice="What is not split between processes has to be the same everywhere",
         )
-        return
-    if replaced.name.startswith(f"{final_dir.name}.uncommitted-"):
-        logging.warning(
-            "%s was begun and not finished by somebody else; it is called %s now.", final_dir, replaced.name
-        )
-        return
-    try:
-        files.remove_tree(replaced)
-    except OSError as e:
-        logging.warning(
-            "%s was replaced and could not be removed; the next start tries again: %s", replaced, e
-        )
+        return self.talk.together(lambda: self._write_part(shared_dir, storage))
 
+    def _make_folder(self) -> str:
+        check_not_foreign(self.final_dir)
+        self.files.make_dir(self.tmp_dir)
+        return self.tmp_dir.name
 
-def _is_unfinished(final_dir: pathlib.Path) -> bool:
-    """Whether a folder holds what somebody else began to write, and did not finish."""
-    is_folder = final_dir.is_dir() and not final_dir.is_symlink()
-    return is_folder and bool(os.listdir(final_dir)) and not is_committed(final_dir)
+    def _write_part(self, shared_dir: pathlib.Path, storage: StateStorage) -> StepFolder:
+        self.talk.check_visible(shared_dir)
+        folder = StepFolder(shared_dir, files=self.files, is_made=True, is_shared=self.talk.count > 1)
+        storage.write_arrays(self.snapshot.arrays, folder=folder)
+        if self.talk.is_first:
+            for path, text in sorted(self.snapshot.documents.items()):
+                folder.write(f"{DOCUMENTS_DIR}/{path}", text.encode("utf-8"))
+        else:
+            # Process 0 does the same for its part when it finishes the whole.
+            folder.sync()
+            verify_files(shared_dir, Manifest(step=self.step, files=folder.entries), names=folder.entries)
+        return folder
 
+    def finish(self, folder: StepFolder, index_writer: IndexWriter) -> int:
+        """Lets process 0 commit what all have written; says on every process how many bytes that is."""
+        others = self._entries_of_others(folder)
+        num_bytes: list[int] = []
 
-def remove_attempt(tmp_dir: pathlib.Path, *, files: FileOps) -> None:
-    """Removes what there is of an attempt that failed; what cannot be removed is logged."""
-    try:
-        if tmp_dir.exists():
-            files.remove_tree(tmp_dir)
-    except OSError as e:
-        logging.warning(
-            "%s was not finished and could not be removed; the next start tries again: %s", tmp_dir, e
-        )
+        def commit_all() -> str:
+            index = index_writer(build_index(self.snapshot, step=self.step))
+            manifest = commit(
+                folder, self.final_dir, step=self.step, index=index, files=self.files, others=others
+            )
+            num_bytes.append(sum(entry.size for entry in manifest.files.values()))
+            return str(num_bytes[0])
+
+        try:
+            return int(self.talk.first(commit_all))
+        except PeerTimeoutError as e:
+            if not num_bytes:
+                raise
+            # The next thing that all do together will fail for those who are missing.
+            logging.error(
+                "The checkpoint of step %d is complete, but not all could be told. %s", self.step, e
+            )
+            return num_bytes[0]
+
+    def _entries_of_others(self, folder: StepFolder) -> dict[str, FileEntry]:
+        """Tells process 0 what this one wrote; on process 0, returns what the others did."""
+        if self.talk.count == 1:
+            return {}
+        own = {} if self.talk.is_first else {name: [*entry] for name, entry in folder.entries.items()}
+        said = self.talk.gather(json.dumps(own)) or []
+        return {name: FileEntry(*entry) for text in said for name, entry in json.loads(text).items()}
 
 
 class BackgroundSave(threading.Thread):
@@ -183,35 +177,51 @@ class BackgroundSave(threading.Thread):
 
     Attributes:
         step: The step.
-        manifest: What was written; None before the end, and after a failure.
+        num_bytes: How much was written, by all processes; None before the end, and after a failure.
         write_seconds: How long it took.
+        is_shared: Whether other processes write parts of it.
     """
 
-    def __init__(self, base_dir: pathlib.Path, *, step: int, on_commit: Callable[[int], None], **kwargs: Any):
+    def __init__(
+        self,
+        base_dir: pathlib.Path,
+        *,
+        step: int,
+        on_commit: Callable[[int], None],
+        talk: Conversation,
+        **kwargs: Any,
+    ):
         """Makes the thread; `start` starts it.
 
         Args:
             base_dir: The folder of all checkpoints.
             step: The step.
-            on_commit: Is told the step when the checkpoint is there and verified.
+            on_commit: Is told the step when the checkpoint is there and verified; only on process 0.
+            talk: As for `write_checkpoint`.
             kwargs: As for `write_checkpoint`.
         """
         super().__init__(name=f"checkpoint-of-step-{step}")
         self.step = step
-        self.manifest: Optional[Manifest] = None
+        self.num_bytes: Optional[int] = None
         self.write_seconds = 0.0
+        self.is_shared = talk.count > 1
         self._started_at = time.monotonic()
         self._base_dir = base_dir
         self._on_commit = on_commit
-        self._kwargs = kwargs
+        self._kwargs = {**kwargs, "talk": talk}
+        self._talk = talk
         self._error: Optional[BaseException] = None
 
     def run(self) -> None:
         try:
-            self.manifest = write_checkpoint(self._base_dir, step=self.step, **self._kwargs)
-            self._on_commit(self.step)
+            self.num_bytes = write_checkpoint(self._base_dir, step=self.step, **self._kwargs)
+            if self._talk.is_first:
+                self._on_commit(self.step)
         except BaseException as e:
             self._error = e
+            if self.is_shared:
+                # It is raised where all processes come together again, which may be much later.
+                logging.error("checkpoint of step %d: %s", self.step, e)
         finally:
             # The snapshot is as large as the state; nobody needs it any more.
             self._kwargs = {}
@@ -224,9 +234,8 @@ class BackgroundSave(threading.Thread):
 
     def summaries(self) -> dict[str, float]:
         """The size and the duration, to log; only after success."""
-        assert self.manifest is not None
-        num_bytes = sum(entry.size for entry in self.manifest.files.values())
-        return {"num_bytes": float(num_bytes), "write_seconds": self.write_seconds}
+        assert self.num_bytes is not None
+        return {"num_bytes": float(self.num_bytes), "write_seconds": self.write_seconds}
 
     def failure(self) -> Optional[CheckpointSaveError]:
         """What went wrong, as an error to raise; None for success. Only after the end."""
@@ -236,7 +245,7 @@ class BackgroundSave(threading.Thread):
         paths = checkpoint_paths(self._base_dir)
         earlier = f"the newest is {pathlib.Path(paths[-1]).name}" if paths else "there is none so far"
         todo = "Free space on the disk; the" if is_out_of_space(self._error) else "The"
-        known = isinstance(self._error, OSError | CorruptCheckpointError)
+        known = isinstance(self._error, OSError | CorruptCheckpointError | PeerTimeoutError)
         detail = str(self._error) if known else f"{type(self._error).__name__}: {self._error}"
         error = CheckpointSaveError(
             error_message(

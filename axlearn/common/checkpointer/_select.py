@@ -1,9 +1,10 @@
 """Finding the checkpoint to continue from: the newest one that verifies."""
 
+import json
 import logging
 import os
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Optional
 
 from axlearn.common.checkpointer._errors import CorruptCheckpointError, NoUsableCheckpointError
@@ -19,6 +20,7 @@ from axlearn.common.checkpointer._layout import (
     set_aside,
     step_dir_name,
 )
+from axlearn.common.checkpointer._peers import ALONE, Conversation
 from axlearn.common.checkpointer._restore import PathFilter, read_checkpoint
 from axlearn.common.checkpointer._storage import StateStorage, TensorStoreStateStorage
 from axlearn.common.config import error_message
@@ -38,14 +40,19 @@ class Restored(NamedTuple):
 
 
 def read_step(
-    base_dir: pathlib.Path, *, step: int, read: Callable[[pathlib.Path], Nested[Any]]
+    base_dir: pathlib.Path,
+    *,
+    step: int,
+    read: Callable[[pathlib.Path], Nested[Any]],
+    talk: Conversation = ALONE,
 ) -> Nested[Any]:
     """Reads the checkpoint of one step; no other one will do.
 
     Args:
         base_dir: The folder of all checkpoints.
         step: The step.
-        read: Reads the checkpoint in a folder.
+        read: Reads the checkpoint in a folder; where several processes read, it fails on all of them or on none.
+        talk: The processes that read.
 
     Returns:
         What `read` returns.
@@ -54,17 +61,21 @@ def read_step(
         ValueError: If there is no checkpoint of this step.
         CorruptCheckpointError: If it is not what was written. It keeps its name.
     """
-    steps = checkpoint_steps(base_dir)
-    if step not in steps:
-        raise ValueError(
-            error_message(
-                where=str(base_dir),
-                what=f"There is no checkpoint of step {step}",
-                expected=f"one of {', '.join(map(str, steps))}" if steps else None,
-                advice=None if steps else "There is no checkpoint here at all.",
+
+    def find() -> str:
+        steps = checkpoint_steps(base_dir)
+        if step not in steps:
+            raise ValueError(
+                error_message(
+                    where=str(base_dir),
+                    what=f"There is no checkpoint of step {step}",
+                    expected=f"one of {', '.join(map(str, steps))}" if steps else None,
+                    advice=None if steps else "There is no checkpoint here at all.",
+                )
             )
-        )
-    return read(base_dir / step_dir_name(step))
+        return step_dir_name(step)
+
+    return read(base_dir / talk.first(find))
 
 
 def read_newest(
@@ -73,14 +84,16 @@ def read_newest(
     state: Nested[Any],
     read: Callable[[pathlib.Path], Nested[Any]],
     is_owner: bool,
+    talk: Conversation = ALONE,
 ) -> Restored:
     """Reads the newest checkpoint that verifies.
 
     Args:
         base_dir: The folder of all checkpoints.
         state: What is asked for.
-        read: Reads the checkpoint in a folder.
+        read: Reads the checkpoint in a folder; where several processes read, it fails on all of them or on none.
         is_owner: Whether to set aside those of ours that do not verify, by renaming them. Nothing is deleted.
+        talk: The processes that read; process 0 says what there is, and renames.
 
     Returns:
         The step and the state.
@@ -89,22 +102,35 @@ def read_newest(
         NoUsableCheckpointError: If there are checkpoints, and none verifies; also if there are only links to some.
         CheckpointMismatchError: If the newest that verifies is one of another state.
     """
-    failures = []
-    for path in reversed(checkpoint_paths(base_dir)):
-        ckpt_dir = pathlib.Path(path)
+    failures: list[str] = []
+    names = talk.first(lambda: json.dumps([pathlib.Path(path).name for path in checkpoint_paths(base_dir)]))
+    for name in reversed(json.loads(names)):
+        ckpt_dir = base_dir / name
         try:
             return Restored(step=parse_step_from_dir(ckpt_dir), state=read(ckpt_dir))
         except CorruptCheckpointError as e:
             failures.append(str(e))
             logging.error("%s", e)
-            if is_owner and is_ours(ckpt_dir):
-                _set_aside(ckpt_dir, reason=e.reason)
-            elif is_owner:
-                logging.error(
-                    "%s is AXLearn's and keeps its name: step %d cannot be saved until you move it away.",
-                    ckpt_dir,
-                    parse_step_from_dir(ckpt_dir),
-                )
+            if is_owner and talk.is_first:
+                # All processes have heard of the error, so nobody reads here any more.
+                _put_away(ckpt_dir, reason=e.reason)
+    talk.first(lambda: _check_none_is_lost(base_dir, failures=failures))
+    return Restored(step=None, state=state)
+
+
+def _check_none_is_lost(base_dir: pathlib.Path, *, failures: Sequence[str]) -> str:
+    """Refuses to begin from scratch where there is, or was, something to continue from.
+
+    Args:
+        base_dir: The folder of all checkpoints.
+        failures: What was wrong with each of those that were tried.
+
+    Returns:
+        An empty text.
+
+    Raises:
+        NoUsableCheckpointError: If there is.
+    """
     earlier = [path for path in corrupt_paths(base_dir) if path.parent == base_dir]
     links = linked_steps(base_dir)
     if links and not failures and not earlier:
@@ -117,7 +143,7 @@ def read_newest(
             )
         )
     if not failures and not earlier:
-        return Restored(step=None, state=state)
+        return ""
     names = ", ".join(path.name for path in earlier)
     raise NoUsableCheckpointError(
         error_message(
@@ -126,6 +152,18 @@ def read_newest(
             expected=f"at least one that is whole{f'; set aside are {names}' if names else ''}",
             advice="Restore one from a copy; to begin from scratch, move this folder away or choose another",
         )
+    )
+
+
+def _put_away(ckpt_dir: pathlib.Path, *, reason: str) -> None:
+    """Sets a checkpoint aside, if it is one of ours."""
+    if is_ours(ckpt_dir):
+        _set_aside(ckpt_dir, reason=reason)
+        return
+    logging.error(
+        "%s is AXLearn's and keeps its name: step %d cannot be saved until you move it away.",
+        ckpt_dir,
+        parse_step_from_dir(ckpt_dir),
     )
 
 

@@ -4,9 +4,10 @@ The copy is complete before `save` returns: the next step may then overwrite the
 given.
 """
 
+import hashlib
 import json
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple, Optional, Protocol, runtime_checkable
 
 import jax
@@ -76,11 +77,13 @@ class Snapshot(NamedTuple):
         arrays: By path.
         documents: The states of stateful leaves, as JSON, by path.
         document_types: What the index says about these leaves, by path.
+        common: Of several processes: hashes of what must be the same on all of them, by path. With one, nothing.
     """
 
     arrays: dict[str, ArraySnapshot]
     documents: dict[str, str]
     document_types: dict[str, str]
+    common: dict[str, str]
 
 
 class Leaves(NamedTuple):
@@ -174,10 +177,12 @@ def take_snapshot(state: Nested[Any]) -> Snapshot:
             for shard in _own_shards(x):
                 shard.data.copy_to_host_async()
     documents = {path: _as_json(path, leaf, where=where) for path, leaf in leaves.statefuls.items()}
+    arrays = {path: _copy_array(x) for path, x in leaves.arrays.items()}
     return Snapshot(
-        arrays={path: _copy_array(x) for path, x in leaves.arrays.items()},
+        arrays=arrays,
         documents=documents,
         document_types={path: str(type(leaf)) for path, leaf in leaves.statefuls.items()},
+        common=_hash_common(leaves.arrays, arrays, documents) if jax.process_count() > 1 else {},
     )
 
 
@@ -213,8 +218,26 @@ def _as_json(path: str, leaf: Stateful, *, where: str) -> str:
     return text
 
 
+def _is_everywhere(x: Any) -> bool:
+    """Whether every process has all of an array for itself, so that process 0 writes it."""
+    return not isinstance(x, jax.Array) or x.is_fully_addressable
+
+
+def _hash_common(
+    leaves: Mapping[str, Any], arrays: Mapping[str, ArraySnapshot], documents: Mapping[str, str]
+) -> dict[str, str]:
+    """Hashes of what every process says or has for itself; of the other arrays, of their descriptions."""
+    described = [(path, a.shape, a.dtype.name, a.chunk_shape) for path, a in sorted(arrays.items())]
+    texts = {"the list of arrays": repr(described).encode("utf-8")}
+    texts.update((path, text.encode("utf-8")) for path, text in documents.items())
+    texts.update((path, np.asarray(x).tobytes()) for path, x in leaves.items() if _is_everywhere(x))
+    return {path: hashlib.sha256(text).hexdigest()[:16] for path, text in texts.items()}
+
+
 def _own_shards(x: jax.Array) -> list[Any]:
     """The shards that this process writes: of each part of the array, one copy on one process."""
+    if _is_everywhere(x) and jax.process_index() != 0:
+        return []
     return [shard for shard in x.addressable_shards if shard.replica_id == 0]
 
 
@@ -222,6 +245,7 @@ def _copy_array(x: Any) -> ArraySnapshot:
     if not isinstance(x, jax.Array):
         value = np.array(x, copy=True, order="C")
         shards: tuple[Shard, ...] = (Shard(start=(0,) * value.ndim, value=value),)
+        shards = shards if jax.process_index() == 0 else ()
         shard_shape: tuple[int, ...] = value.shape
     else:
         shards = tuple(

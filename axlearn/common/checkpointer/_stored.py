@@ -1,15 +1,38 @@
 """What every layout of a checkpoint on disk offers to those who read it, whoever wrote it."""
 
 import abc
+import dataclasses
 import itertools
 import pathlib
-from collections.abc import Collection, Iterator, Mapping
-from typing import Any, Optional
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from typing import Any, Optional, TypeVar
 
 from axlearn.common.checkpointer._errors import CorruptCheckpointError
 from axlearn.common.checkpointer._index import CheckpointIndex, parse_index
 from axlearn.common.checkpointer._layout import INDEX_NAME, check_leaf_path, parse_step_from_dir
 from axlearn.common.checkpointer._tensorstore import ArrayReader
+
+T = TypeVar("T")
+
+
+@dataclasses.dataclass(frozen=True)
+class Share:
+    """One of equal parts of the files of a checkpoint, which are dealt out in turn.
+
+    Attributes:
+        index: Which part.
+        count: How many there are.
+    """
+
+    index: int
+    count: int
+
+    def of(self, items: Iterable[T]) -> Iterator[T]:
+        """The items of this part."""
+        return itertools.islice(items, self.index, None, self.count)
+
+
+WHOLE = Share(index=0, count=1)
 
 
 class StoredCheckpoint(abc.ABC):
@@ -50,11 +73,16 @@ class StoredCheckpoint(abc.ABC):
         """The contents of `index`, as far as they can be verified."""
 
     @abc.abstractmethod
-    def check(self, *, paths: Optional[Collection[str]] = None) -> None:
+    def identity(self) -> str:
+        """A hash of what the checkpoint says it consists of, to compare with what another process sees."""
+
+    @abc.abstractmethod
+    def check(self, *, paths: Optional[Collection[str]] = None, share: Share = WHOLE) -> None:
         """Checks everything that can be checked before a value is decoded.
 
         Args:
             paths: The arrays that will be read. None: all of them, and every other file.
+            share: Which of the files to read, where several processes check one checkpoint.
 
         Raises:
             CorruptCheckpointError: For the first file that is not what was written.

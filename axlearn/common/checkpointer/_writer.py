@@ -8,6 +8,7 @@ from typing import Any, Optional
 
 import numpy as np
 
+from axlearn.common.checkpointer._commit import commit, remove_attempt
 from axlearn.common.checkpointer._file_ops import FileOps, StepFolder
 from axlearn.common.checkpointer._index import index_entry
 from axlearn.common.checkpointer._layout import (
@@ -20,7 +21,7 @@ from axlearn.common.checkpointer._layout import (
 )
 from axlearn.common.checkpointer._lease import WriterLease
 from axlearn.common.checkpointer._reader import Part
-from axlearn.common.checkpointer._save import commit, index_as_json, remove_attempt
+from axlearn.common.checkpointer._save import index_as_json
 from axlearn.common.checkpointer._snapshot import (
     STORABLE_DTYPES,
     ArraySnapshot,

@@ -181,7 +181,8 @@ class ModelSummaryAccumulator(BaseMetricCalculator):
         _, outputs, summaries = self._call_model(
             *args, method=cfg.model_method, method_kwargs=cfg.model_method_kwargs
         )
-        return BatchOutputs(kept=summaries, outputs=outputs)
+        # Every process needs all of what is kept.
+        return BatchOutputs(kept=jax.tree.map(lambda x: maybe_shard(x, ()), summaries), outputs=outputs)
 
 
 class GlobalMetricCalculator(BaseMetricCalculator):

@@ -3,12 +3,13 @@
 import jax
 import jax.numpy as jnp
 
-from axlearn.common.utils import NestedTensor, flatten_items
+from axlearn.common.utils import NestedTensor, flatten_items, maybe_shard
 
 
 @jax.jit
 def _all_finite(leaves: list[jax.Array]) -> jax.Array:
-    return jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in leaves])
+    # As a whole on every device, whatever the compiler would choose: each process looks at it.
+    return maybe_shard(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in leaves]), ())
 
 
 def non_finite_paths(tree: NestedTensor) -> list[str]:

@@ -10,10 +10,10 @@ import jax
 
 from axlearn.common.measurement import EventType
 from axlearn.common.progress import Progress, progress_text
+from axlearn.common.trainer._agreement import StopAgreement
 from axlearn.common.trainer._finite import non_finite_paths
 from axlearn.common.trainer._metrics_file import MetricsFile
 from axlearn.common.trainer._prefetch import BatchPrefetcher
-from axlearn.common.trainer._signals import StopSignals
 from axlearn.common.trainer._state import StoppedBySignal, TrainerState, UndefinedLossException
 from axlearn.common.trainer._summaries import scalars
 from axlearn.common.trainer._throughput import Peak, Reading, Throughput
@@ -75,7 +75,7 @@ class TrainLoop:
         trainer: The trainer; the loop moves its step and its state.
         step_fn: The compiled step, from (state, batch) to (state, outputs).
         prefetcher: The batches.
-        signals: Tells when to stop early.
+        stops: Tells when to stop early.
         throughput: Counts tokens.
         metrics_file: Where records go; None on all processes but the first.
         tracer: Records profiles.
@@ -88,7 +88,7 @@ class TrainLoop:
         *,
         step_fn: Callable[..., Any],
         prefetcher: BatchPrefetcher,
-        signals: StopSignals,
+        stops: StopAgreement,
         throughput: Throughput,
         metrics_file: Optional[MetricsFile],
         tracer: StepTracer,
@@ -97,7 +97,7 @@ class TrainLoop:
         self._trainer = trainer
         self._step_fn = step_fn
         self._prefetcher = prefetcher
-        self._signals = signals
+        self._stops = stops
         self._throughput = throughput
         self._metrics_file = metrics_file
         self._tracer = tracer
@@ -116,8 +116,9 @@ class TrainLoop:
         if trainer.step == 0:
             self._evaluate_and_save({})
         while trainer.step < trainer.max_step:
-            if self._signals.received is not None:
-                self._stop()
+            signum = self._stops.signal_behind(trainer.step)
+            if signum is not None:
+                self._stop(signum)
             try:
                 batch = self._prefetcher.get()
             except StopIteration:
@@ -295,14 +296,13 @@ class TrainLoop:
             self._evaluate_and_save(self._outputs["summaries"], force=True)
             self._write_records(self._fetch_losses())
 
-    def _stop(self) -> None:
+    def _stop(self, signum: int) -> None:
         """Saves and leaves, because somebody asked to."""
-        assert self._signals.received is not None
         if self._outputs is not None and self._last_saved_step != self._trainer.step:
             self._save(evaler_summaries={})
         self._trainer.wait_until_saved()
         is_saved = self._last_saved_step == self._trainer.step
-        raise StoppedBySignal(step=self._trainer.step, signum=self._signals.received, is_saved=is_saved)
+        raise StoppedBySignal(step=self._trainer.step, signum=signum, is_saved=is_saved)
 
 
 def undefined_loss(step: int, loss: float) -> UndefinedLossException:

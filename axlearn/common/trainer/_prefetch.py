@@ -24,7 +24,7 @@ class PreparedBatch(NamedTuple):
     Attributes:
         arrays: The batch as global arrays.
         position: The iterator's state behind this batch: what to save once the batch has been used.
-        num_tokens: Positions that are not padding.
+        num_tokens: Positions that are not padding, in the batches of all processes.
     """
 
     arrays: NestedTensor
@@ -60,6 +60,8 @@ class BatchPrefetcher:
         prepare: Checks a host batch and puts it on the mesh; runs in the thread.
         on_finished: Called in the thread with a step's loss when the device has computed it; may raise.
         logical_rows: Leaves out of a host batch the rows that only fill up the mesh, and are no tokens.
+        num_feeds: Into how many parts processes cut a batch. Of the tokens of the others no more is known than
+            that they are about as many as here.
         thread_context: Makes the context in which the thread works, such as that of the mesh.
     """
 
@@ -70,12 +72,14 @@ class BatchPrefetcher:
         prepare: Callable[[dict[str, np.ndarray]], NestedTensor],
         on_finished: Callable[[int, jax.Array], None],
         logical_rows: Callable[[dict[str, np.ndarray]], dict[str, np.ndarray]] = lambda batch: batch,
+        num_feeds: int = 1,
         thread_context: Callable[[], contextlib.AbstractContextManager] = contextlib.nullcontext,
     ):
         self._iterator = iterator
         self._prepare = prepare
         self._on_finished = on_finished
         self._logical_rows = logical_rows
+        self._num_feeds = num_feeds
         self._thread_context = thread_context
         self._ready: queue.Queue[PreparedBatch | _Failure] = queue.Queue(maxsize=_DEPTH)
         self._dispatched: queue.SimpleQueue[Optional[tuple[int, jax.Array]]] = queue.SimpleQueue()
@@ -133,7 +137,7 @@ class BatchPrefetcher:
         batch = next(self._iterator)
         get_state = getattr(self._iterator, "get_state", None)
         position = None if get_state is None else get_state()
-        num_tokens = count_tokens(self._logical_rows(batch))
+        num_tokens = self._num_feeds * count_tokens(self._logical_rows(batch))
         return PreparedBatch(self._prepare(batch), position, num_tokens)
 
     def _put(self, item: PreparedBatch | _Failure) -> None:

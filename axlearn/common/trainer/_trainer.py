@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import itertools
 import math
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -25,8 +26,10 @@ from axlearn.common.config import (
 from axlearn.common.evaler import SpmdEvaler, maybe_set_fields, set_writer_fields
 from axlearn.common.measurement import Event, EventType, maybe_build_recorder, maybe_record_event
 from axlearn.common.module import Module, nowrap
+from axlearn.common.processes import wait_for_all
 from axlearn.common.progress import Progress
 from axlearn.common.summary_writer import SummaryWriter
+from axlearn.common.trainer._agreement import StopAgreement
 from axlearn.common.trainer._analysis import write_description
 from axlearn.common.trainer._checks import (
     batch_axis_names,
@@ -64,6 +67,10 @@ from axlearn.common.utils import (
     use_mesh,
 )
 
+# How long the first process that has its state waits for the last one, which may read more slowly.
+_READY_SECONDS = 3600.0
+# Such a meeting needs a name of its own for each run of this process, the same in all processes.
+_ready_runs = itertools.count()
 # Steps between two lines of the log where nobody says otherwise.
 _LOG_EVERY_N_STEPS = 100
 
@@ -177,7 +184,8 @@ class SpmdTrainer(Module):
         self._position: Optional[DataPosition] = None
         self._peak: Optional[Peak] = None
         self._recorder = maybe_build_recorder(cfg.recorder)
-        self.progress = Progress()
+        # One process speaks for all.
+        self.progress = Progress(is_silent=jax.process_index() != 0)
         with self.mesh():
             self._add_children()
             self._programs = Programs(
@@ -326,6 +334,8 @@ class SpmdTrainer(Module):
                 inputs = (self.input, *(evaler.input for evaler in self._evalers.values()))
                 check_vocabularies(self.model, inputs=inputs)
                 self.restore_or_init(prng_key)
+                # A process that refuses the run does so before another writes anything.
+                wait_for_all(f"trainer/ready/{next(_ready_runs)}", timeout_seconds=_READY_SECONDS)
             if on_ready is not None:
                 on_ready()
             if self._step >= cfg.max_step:
@@ -479,16 +489,18 @@ class SpmdTrainer(Module):
             prepare=self._prepare_batch,
             on_finished=self._check_loss,
             logical_rows=self.input.logical_rows,
+            num_feeds=self.input.num_feeds,
             thread_context=self.mesh,
         )
-        with watchdog, prefetcher, contextlib.closing(tracer):
+        stops = StopAgreement(signals, step=self._step, num_processes=jax.process_count())
+        with watchdog, stops, prefetcher, contextlib.closing(tracer):
             step_fn = self._compile()
             write_description(cfg.dir, state_specs=self.trainer_state_specs, step_fn=step_fn)
             yield TrainLoop(
                 self,
                 step_fn=step_fn,
                 prefetcher=prefetcher,
-                signals=signals,
+                stops=stops,
                 throughput=self._throughput(),
                 metrics_file=self._metrics_file(),
                 tracer=tracer,
@@ -503,7 +515,9 @@ class SpmdTrainer(Module):
 
     def _throughput(self) -> Throughput:
         input_ids = self.input.element_spec().get("input_ids")
-        flops_fn = getattr(self.model, "flops_per_token", None)
+        # The others report nothing, and need not measure their devices for it.
+        is_reporting = jax.process_index() == 0
+        flops_fn = getattr(self.model, "flops_per_token", None) if is_reporting else None
         return Throughput(
             devices=list(self._mesh.devices.flat),
             dtype=self._programs.compute_dtype(),

@@ -16,11 +16,13 @@ from axlearn.common.utils._remat import (
     save_and_offload_only_these_names_regex as save_and_offload_only_these_names_regex,
 )
 from axlearn.common.utils._replace import replace_layer_config_recursively as replace_layer_config_recursively
+from axlearn.common.utils._sharding import BatchPart as BatchPart
 from axlearn.common.utils._sharding import DataPartitionType as DataPartitionType
 from axlearn.common.utils._sharding import DroppedAxes as DroppedAxes
 from axlearn.common.utils._sharding import NestedPartitionSpec as NestedPartitionSpec
 from axlearn.common.utils._sharding import TensorSpec as TensorSpec
 from axlearn.common.utils._sharding import applicable_spec as applicable_spec
+from axlearn.common.utils._sharding import batch_part as batch_part
 from axlearn.common.utils._sharding import data_partition_type_to_spec as data_partition_type_to_spec
 from axlearn.common.utils._sharding import fit_to_mesh as fit_to_mesh
 from axlearn.common.utils._sharding import global_to_host_array as global_to_host_array

@@ -230,6 +230,55 @@ def _check_divides(path: str, shape: Sequence[int], *, spec: PartitionSpec, mesh
             )
 
 
+class BatchPart(NamedTuple):
+    """One of equal, consecutive parts of the rows of a batch.
+
+    Attributes:
+        part_index: Which one, from 0 on.
+        num_parts: How many there are.
+    """
+
+    part_index: int
+    num_parts: int
+
+
+def batch_part(spec: PartitionSpec, *, process_index: Optional[int] = None) -> BatchPart:
+    """Returns the smallest part of a batch that holds all rows on the devices of a process.
+
+    Processes whose devices hold the same rows (replicas, parts of a model) have the same part. Where a process' rows
+    do not lie together, its part has more than these: then it reads some rows for nothing, and none is missing.
+
+    Args:
+        spec: How the batch lies on the mesh of the current thread.
+        process_index: The process. None: this one.
+
+    Returns:
+        The part; the whole batch where there is one process, or no device of the process in the mesh.
+
+    Raises:
+        RuntimeError: If there is no mesh.
+    """
+    mesh = _require_mesh()
+    if jax.process_count() == 1 or not len(spec) or spec[0] is None:
+        return BatchPart(0, 1)
+    assert isinstance(mesh, Mesh), "batch_part is for the host, outside of jit."
+    process_index = jax.process_index() if process_index is None else process_index
+    num_shards = _num_shards((spec[0],) if isinstance(spec[0], str) else tuple(spec[0]), mesh)
+    places: Any = NamedSharding(mesh, PartitionSpec(spec[0])).devices_indices_map((num_shards,))
+    held = [
+        index[0].indices(num_shards)[0]
+        for device, index in places.items()
+        if device.process_index == process_index
+    ]
+    if not held:
+        return BatchPart(0, 1)
+    for num_parts in (n for n in range(num_shards, 1, -1) if num_shards % n == 0):
+        size = num_shards // num_parts
+        if min(held) // size == max(held) // size:
+            return BatchPart(min(held) // size, num_parts)
+    return BatchPart(0, 1)
+
+
 def host_to_global_array(
     host_arrays: Nested[Union[np.ndarray, Tensor]],
     *,
@@ -238,7 +287,8 @@ def host_to_global_array(
     """Puts what this process holds of a batch onto the mesh of the current thread.
 
     Args:
-        host_arrays: A tree of arrays; each process passes its own part of the global batch, of equal size.
+        host_arrays: A tree of arrays; each process passes its own part of the global batch, which is its
+            `batch_part` of the array's spec.
         partition: How the global arrays lie on the mesh: one for all, or a tree that is a prefix of
             `host_arrays`. What a spec says beyond the rank of an array is left out.
 
@@ -257,10 +307,22 @@ def host_to_global_array(
         host_array = np.asarray(host_array)
         spec = PartitionSpec(*spec[: host_array.ndim])
         sharding = NamedSharding(mesh, spec)
+        part = batch_part(spec) if host_array.ndim else BatchPart(0, 1)
+        shape = (*(part.num_parts * size for size in host_array.shape[:1]), *host_array.shape[1:])
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        _check_divides(name, shape, spec=spec, mesh=mesh)
         if sharding.is_fully_addressable:
-            name = jax.tree_util.keystr(path, simple=True, separator="/")
-            _check_divides(name, host_array.shape, spec=spec, mesh=mesh)
-        return jax.make_array_from_process_local_data(sharding, host_array)
+            return jax.make_array_from_process_local_data(sharding, host_array)
+
+        def shard(index: Optional[tuple[slice, ...]]) -> np.ndarray:
+            if not index:
+                return host_array
+            start, stop, _ = index[0].indices(shape[0])
+            offset = part.part_index * host_array.shape[0]
+            rows: np.ndarray = host_array[(slice(start - offset, stop - offset), *index[1:])]
+            return rows
+
+        return jax.make_array_from_callback(shape, sharding, shard)
 
     specs = jax.tree.map(data_partition_type_to_spec, partition, is_leaf=is_partition)
     specs = jax.tree.broadcast(specs, host_arrays, is_leaf=is_partition)

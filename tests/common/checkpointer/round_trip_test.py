@@ -221,7 +221,7 @@ def test_the_index_of_the_reference_is_rebuilt_byte_for_byte():
         shape = tuple(int(n) for n in re.findall(r"\d+", entry["shape"]))
         arrays[path] = ArraySnapshot(shape, np.dtype(entry["dtype"]), shape, ())
     assert len(arrays) > 20
-    assert index_as_json(build_index(Snapshot(arrays, {}, {}), step=3)) == text
+    assert index_as_json(build_index(Snapshot(arrays, {}, {}, {}), step=3)) == text
 
 
 def test_two_saves_of_one_state_have_the_same_bytes(tmp_path):
