@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from axlearn.common.checkpointer._layout import check_leaf_path
+from axlearn.common.checkpointer._owners import is_everywhere, own_shards
 from axlearn.common.utils import Nested, flatten_items
 
 # What zarr 3 stores, through TensorStore 0.1.86, with as many bytes per element as numpy.
@@ -172,12 +173,12 @@ def take_snapshot(state: Nested[Any]) -> Snapshot:
     for path, x in leaves.arrays.items():
         _check_storable(path, x, where=where)
     # All copies are asked for before the first is waited for.
-    for x in leaves.arrays.values():
+    for path, x in leaves.arrays.items():
         if isinstance(x, jax.Array):
-            for shard in _own_shards(x):
+            for shard in own_shards(path, x):
                 shard.data.copy_to_host_async()
     documents = {path: _as_json(path, leaf, where=where) for path, leaf in leaves.statefuls.items()}
-    arrays = {path: _copy_array(x) for path, x in leaves.arrays.items()}
+    arrays = {path: _copy_array(path, x) for path, x in leaves.arrays.items()}
     return Snapshot(
         arrays=arrays,
         documents=documents,
@@ -218,11 +219,6 @@ def _as_json(path: str, leaf: Stateful, *, where: str) -> str:
     return text
 
 
-def _is_everywhere(x: Any) -> bool:
-    """Whether every process has all of an array for itself, so that process 0 writes it."""
-    return not isinstance(x, jax.Array) or x.is_fully_addressable
-
-
 def _hash_common(
     leaves: Mapping[str, Any], arrays: Mapping[str, ArraySnapshot], documents: Mapping[str, str]
 ) -> dict[str, str]:
@@ -230,18 +226,11 @@ def _hash_common(
     described = [(path, a.shape, a.dtype.name, a.chunk_shape) for path, a in sorted(arrays.items())]
     texts = {"the list of arrays": repr(described).encode("utf-8")}
     texts.update((path, text.encode("utf-8")) for path, text in documents.items())
-    texts.update((path, np.asarray(x).tobytes()) for path, x in leaves.items() if _is_everywhere(x))
+    texts.update((path, np.asarray(x).tobytes()) for path, x in leaves.items() if is_everywhere(x))
     return {path: hashlib.sha256(text).hexdigest()[:16] for path, text in texts.items()}
 
 
-def _own_shards(x: jax.Array) -> list[Any]:
-    """The shards that this process writes: of each part of the array, one copy on one process."""
-    if _is_everywhere(x) and jax.process_index() != 0:
-        return []
-    return [shard for shard in x.addressable_shards if shard.replica_id == 0]
-
-
-def _copy_array(x: Any) -> ArraySnapshot:
+def _copy_array(path: str, x: Any) -> ArraySnapshot:
     if not isinstance(x, jax.Array):
         value = np.array(x, copy=True, order="C")
         shards: tuple[Shard, ...] = (Shard(start=(0,) * value.ndim, value=value),)
@@ -250,7 +239,7 @@ def _copy_array(x: Any) -> ArraySnapshot:
     else:
         shards = tuple(
             Shard(start=tuple(s.start or 0 for s in shard.index), value=_to_host(shard.data))
-            for shard in _own_shards(x)
+            for shard in own_shards(path, x)
         )
         shard_shape = x.sharding.shard_shape(x.shape)
     dtype = np.dtype(x.dtype)

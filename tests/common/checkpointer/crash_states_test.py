@@ -13,11 +13,15 @@ import pathlib
 import threading
 
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
+from axlearn.common.checkpointer import TensorStoreStateStorage
 from axlearn.common.checkpointer._file_ops import FileOps
+from axlearn.common.checkpointer._save import write_checkpoint
+from axlearn.common.checkpointer._snapshot import Shard, take_snapshot
 from axlearn.common.utils import TensorSpec
-from tests.common.checkpointer.harness import Position, all_files, assert_same, opened
+from tests.common.checkpointer.harness import Position, all_files, assert_same, in_two_threads, opened
 
 
 class Recorder(FileOps):
@@ -144,6 +148,13 @@ def _specs():
     return {"w": TensorSpec((2, 3), jnp.float32), "input_iter": Position()}
 
 
+def _durable(base_dir: pathlib.Path) -> Disk:
+    """A disk with what is in a folder, all of it durable."""
+    files = {str(path.relative_to(base_dir)): path.read_bytes() for path in all_files(base_dir)}
+    dirs = {str(path.relative_to(base_dir)) for path in base_dir.rglob("*") if path.is_dir()}
+    return Disk(files, dirs, durable_data=set(files), durable_names={*files, *dirs})
+
+
 def _record(base_dir: pathlib.Path, *, steps: list[int], last: int, **kwargs) -> tuple[Disk, list[tuple]]:
     """The disk before step `last` is saved, and the operations of that save and of its deletions."""
     files = Recorder(base_dir, **kwargs)
@@ -152,14 +163,27 @@ def _record(base_dir: pathlib.Path, *, steps: list[int], last: int, **kwargs) ->
             checkpointer.save(step=step, state=_state(step))
         checkpointer.wait_until_finished()
         checkpointer._garbage.stop()
-        before = Disk(
-            {str(p.relative_to(base_dir)): p.read_bytes() for p in all_files(base_dir)},
-            {str(p.relative_to(base_dir)) for p in base_dir.rglob("*") if p.is_dir()},
-        )
-        before.durable_data = set(before.files)
-        before.durable_names = {*before.files, *before.dirs}
+        before = _durable(base_dir)
         del files.ops[:]
         checkpointer.save(step=last, state=_state(last))
+    return before, files.ops
+
+
+def _record_two_processes(base_dir: pathlib.Path, *, last: int) -> tuple[Disk, list[tuple]]:
+    """As `_record`, of a save in which each of two processes writes one row."""
+    _record(base_dir, steps=[], last=last - 1)
+    before = _durable(base_dir)
+    files = Recorder(base_dir)
+    storage = TensorStoreStateStorage.default_config().instantiate()
+    whole = take_snapshot(_state(last))
+
+    def save(talk):
+        row = Shard(start=(talk.index, 0), value=np.full((1, 3), last, np.float32))
+        array = whole.arrays["w"]._replace(chunk_shape=(1, 3), shards=(row,))
+        snapshot = whole._replace(arrays={"w": array})
+        write_checkpoint(base_dir, step=last, snapshot=snapshot, storage=storage, files=files, talk=talk)
+
+    assert in_two_threads(save) == [None, None]
     return before, files.ops
 
 
@@ -218,6 +242,14 @@ def test_every_crash_state_of_replacing_a_step_restores_one_or_the_other(tmp_pat
     before, ops = _record(tmp_path / "run", steps=[1], last=1)
     assert [op[0] for op in ops].count("rename") == 2
     assert set(_restored_steps(_crash_states(before, ops), tmp_path / "states")) == {1}
+
+
+def test_every_crash_state_of_a_save_by_two_processes_restores_this_step_or_the_one_before(tmp_path):
+    before, ops = _record_two_processes(tmp_path / "run", last=3)
+    states = _crash_states(before, ops)
+    assert len(states) > 20
+    assert set(_restored_steps(states, tmp_path / "states")) == {2, 3}
+    assert _after_the_end(before, ops, tmp_path / "end") == [3]
 
 
 def test_a_save_that_has_ended_survives_a_power_cut(tmp_path):

@@ -9,8 +9,9 @@ from typing import Any, Optional
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
-from axlearn.common.checkpointer import Checkpointer
+from axlearn.common.checkpointer import Checkpointer, _peers
 from axlearn.common.checkpointer._file_ops import FileOps
 from axlearn.common.utils import TensorSpec, build_mesh, flatten_items, use_mesh
 
@@ -135,3 +136,42 @@ class Hooked(FileOps):
     def remove_tree(self, path: pathlib.Path) -> None:
         self._before("remove_tree", path)
         super().remove_tree(path)
+
+
+def in_two_threads(fn: Callable[[_peers.Conversation], Any]) -> list[Any]:
+    """Calls a function in two threads that stand for the processes of a run.
+
+    Args:
+        fn: What each of them does; it is given its side of one conversation.
+
+    Returns:
+        What it returned in each of them, or the error that it raised.
+    """
+    said: dict[tuple[str, int], str] = {}
+    have_all_said = threading.Barrier(2)
+    thread = threading.local()
+    outcomes: list[Any] = [None, None]
+
+    def all_gather(tag: str, text: Optional[str], *, timeout_seconds: float) -> list[str]:
+        said[tag, thread.index] = text or ""
+        have_all_said.wait(timeout=timeout_seconds)
+        return [said[tag, 0], said[tag, 1]]
+
+    def process(index: int) -> None:
+        thread.index = index
+        try:
+            outcomes[index] = fn(_peers.Conversation("test", index=index, count=2, timeout_seconds=30))
+        except Exception as e:
+            outcomes[index] = e
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_peers, "all_gather_text", all_gather)
+        patch.setattr(_peers, "gather_text", all_gather)
+        patch.setattr(_peers, "broadcast_text", lambda *args, **kwargs: all_gather(*args, **kwargs)[0])
+        patch.setattr(jax, "process_index", lambda: getattr(thread, "index", 0))
+        threads = [threading.Thread(target=process, args=(index,)) for index in range(2)]
+        for x in threads:
+            x.start()
+        for x in threads:
+            x.join()
+    return outcomes

@@ -62,6 +62,20 @@ def test_what_is_on_disk_is_what_one_process_would_write(done, tmp_path):
     assert len(list(by_two.rglob("*"))) == len(list(by_one.rglob("*")))
 
 
+def test_each_part_is_written_once_by_a_process_that_has_it_and_copies_share_the_work(done):
+    _, results = done
+    first, second = (result["chunks"] for result in results)
+    assert first == [
+        *("learner/both/c/0/0", "learner/both/c/1/0", "local/c/0"),
+        *("model/columns/c/0/0",),
+    ]
+    # Process 0 has copies of "rows" and of "count" too.
+    assert second == [
+        *("learner/both/c/2/0", "learner/both/c/3/0"),
+        *("model/columns/c/0/1", "model/rows/c/0/0", "model/rows/c/1/0"),
+    ]
+
+
 def test_the_work_of_verifying_is_divided(done):
     folder, results = done
     manifest = read_manifest(folder / "run" / "step_00000002", step=2)

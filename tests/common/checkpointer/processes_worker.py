@@ -22,8 +22,8 @@ from axlearn.common.processes import wait_for_all
 from axlearn.common.utils import TensorSpec, build_mesh, flatten_items, use_mesh
 from tests.common.checkpointer.harness import Hooked, Position, all_files
 
-# By path: how each array is split. Over two processes of two devices, process 1 has no part of "rows" that it
-# would write, one of "columns", and two of "both".
+# By path: how each array is split. Over two processes of two devices, either of them has all of "rows", each half
+# of "columns" twice, and a quarter of "both" on each device.
 SPLITS = {
     "model/rows": ((8, 6), PartitionSpec("fsdp", None)),
     "model/columns": ((6, 4), PartitionSpec(None, "data")),
@@ -130,12 +130,24 @@ def names(base_dir: str) -> list[str]:
 _looks = itertools.count()
 
 
-def save(base_dir: str, *, seeds: list[int]) -> list[str]:
+def save(base_dir: str, *, seeds: list[int], files: Optional[FileOps] = None) -> list[str]:
     """Saves states; the step is the seed."""
-    with opened(base_dir) as checkpointer:
+    with opened(base_dir, files=files) as checkpointer:
         for seed in seeds:
             checkpointer.save(step=seed, state=make_state(seed))
     return names(base_dir)
+
+
+def chunks_of_each(base_dir: str) -> list[str]:
+    """The chunks that this process writes in a save, by array and place."""
+    chunks: list[str] = []
+
+    def before(operation: str, path: pathlib.Path) -> None:
+        if operation == "write_file" and path.parts[-1].isdigit():
+            chunks.append(str(path).partition("/gda/")[2])
+
+    save(base_dir, seeds=[4], files=Hooked(before))
+    return sorted(chunks)
 
 
 def restore(base_dir: str, *, step: Optional[int] = None) -> list[Any]:
@@ -261,6 +273,7 @@ def run_all(*, base_dir: str, from_one: str, scratch: str) -> dict[str, Any]:
         "restored": restore(base_dir),
         "from_one": restore(from_one),
         "hashed": hashed_by_each(base_dir),
+        "chunks": chunks_of_each(f"{scratch}/chunks"),
         "refused": refusals(base_dir, scratch=scratch),
         "damaged": restore_damaged(from_one),
         "failed": fail_on_one(base_dir),
