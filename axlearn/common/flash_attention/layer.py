@@ -149,6 +149,7 @@ class FlashAttention(GroupedQueryAttention):
             per_head_dim=self.per_head_dim,
             num_target_shards=num_shards(placement.target),
             num_source_shards=num_shards(placement.source),
+            num_chunks=sorted_bias.num_chunks,
             is_placed=num_devices_here() == 1 or "btnh" in cfg.mha_dim_to_partition_spec,
             window=sorted_bias.window,
             mask_fns=sorted_bias.mask_fns,
