@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 import operator
 from typing import Any, Optional
 
@@ -12,14 +13,19 @@ import numpy as np
 from axlearn.common.attention_kernels._masks import allowed_pairs
 from axlearn.common.attention_kernels._refusals import largest_block
 from axlearn.common.attention_kernels._task import AttentionTask
+from axlearn.common.sequence_order import head_tail_indices
 
 # Blocks of a sequence that is longer than the largest block are a multiple of this, the width of a TPU's vector
 # registers.
 _UNIT = 128
 
 
-def ring_block(length: int, *, limit: int) -> Optional[int]:
-    """The largest block within `limit` that cuts `length` positions into equal ones; None if there is none."""
+def _block(task: AttentionTask, length: int) -> Optional[int]:
+    """The largest block that cuts the positions on a device, and each of the chunks, into equal ones; None if none."""
+    total = length * task.num_source_shards
+    if total % task.num_chunks:
+        return None
+    length, limit = math.gcd(length, total // task.num_chunks), task.tpu_block_size
     return length if length <= limit else largest_block(length, limit=limit, unit=min(limit, _UNIT))
 
 
@@ -53,7 +59,8 @@ class RingPlan:
         return self._starts(self.task.total_source_len, block=self.source_block)
 
     def _starts(self, length: int, *, block: int) -> np.ndarray:
-        return np.arange(0, length, block, dtype=np.int32).reshape(self.num_devices, -1)
+        indices = head_tail_indices(length, num_chunks=self.task.num_chunks)
+        return indices[::block].reshape(self.num_devices, -1)
 
     @functools.cached_property
     def num_steps(self) -> int:
@@ -121,8 +128,7 @@ class RingPlan:
 
 def make_plan(task: AttentionTask) -> Optional[RingPlan]:
     """The plan of a task; None where its sequences cannot be cut into equal blocks."""
-    target_block = ring_block(task.target_len, limit=task.tpu_block_size)
-    source_block = ring_block(task.source_len, limit=task.tpu_block_size)
+    target_block, source_block = _block(task, task.target_len), _block(task, task.source_len)
     if target_block is None or source_block is None:
         return None
     return RingPlan(task, target_block=target_block, source_block=source_block)

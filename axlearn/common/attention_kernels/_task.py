@@ -63,6 +63,9 @@ class AttentionTask:
     source_axes: tuple[str, ...] = ()
     # Whether it is known how queries, keys and values lie on a mesh of several devices.
     is_placed: bool = True
+    # The order in which queries and keys lie, both: head-tail order of so many chunks of the whole sequence, see
+    # `sequence_order`; `window` and `mask_fns` are about indices in the text. 1: in the order of the text.
+    num_chunks: int = 1
     # What the masks together let a query see, as far as they are windows of indices.
     window: Window = FULL_WINDOW
     # Masks of indices that are no windows.

@@ -152,6 +152,7 @@ class FlashAttention(GroupedQueryAttention):
             num_source_shards=num_shards(placement.source),
             target_axes=axes_of(placement.target),
             source_axes=axes_of(placement.source),
+            num_chunks=sorted_bias.num_chunks,
             is_placed=num_devices_here() == 1 or "btnh" in cfg.mha_dim_to_partition_spec,
             window=sorted_bias.window,
             mask_fns=sorted_bias.mask_fns,

@@ -68,6 +68,9 @@ def _task(platform: str, **changes) -> AttentionTask:
         ({**_RING, "dropout_rate": 0.1}, "xla", "xla"),
         ({**_RING, "need_probs": True}, "xla", "xla"),
         ({"num_target_shards": 2, "target_len": 4096}, "tpu_splash", "gpu_cudnn_bias"),
+        ({"num_chunks": 4}, "tpu_splash", "gpu_cudnn_bias"),
+        ({"num_chunks": 4, "window": Window(), "has_segment_ids": True}, "tpu_splash", "gpu_pallas"),
+        ({"num_chunks": 4, "explicit": ("ALiBiAttentionBias",)}, "tpu_flash", "gpu_cudnn_bias"),
         ({"has_segment_ids": True, "is_self_segmented": False}, "xla", "gpu_cudnn_bias"),
         ({"dtype": jnp.float32}, "tpu_splash", "xla"),
         ({"per_head_dim": 256}, "tpu_splash", "xla"),
@@ -132,6 +135,13 @@ def test_whoever_is_passed_over_says_why():
         ("gpu_cudnn", "knows segments only as an array of biases"),
         ("gpu_pallas", "has no masks but the causal one and segment ids"),
     )
+
+
+def test_a_kernel_that_counts_positions_as_they_lie_refuses_another_order_and_says_so():
+    assert dict(choose_kernel(_task("gpu", num_chunks=4)).refused) == {
+        "gpu_cudnn": "counts positions in the order in which they lie, which is not that of the text",
+        "gpu_pallas": "needs positions in the order of the text where there is a mask",
+    }
 
 
 @pytest.mark.parametrize(
