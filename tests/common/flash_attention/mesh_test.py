@@ -8,7 +8,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.experimental.compilation_cache import compilation_cache
 from jax.sharding import PartitionSpec as P
 
 from axlearn.common.attention_kernels import collect_attention_choices
@@ -45,14 +44,7 @@ _RING_CASES = [name for name, case in CASES.items() if "tpu_splash" in case.acce
 _TOLERANCES = {jnp.float32: 2e-5, jnp.bfloat16: 2e-2}
 
 
-@pytest.fixture(autouse=True)
-def compiling_anew():
-    """Stored programs with collectives beside a loop could hang; see `launch.setup`."""
-    jax.config.update("jax_enable_compilation_cache", False)
-    compilation_cache.reset_cache()
-    yield
-    jax.config.update("jax_enable_compilation_cache", True)
-    compilation_cache.reset_cache()
+pytestmark = pytest.mark.usefixtures("compiling_anew")
 
 
 def _mesh(**sizes: int):

@@ -11,11 +11,17 @@ import jax.numpy as jnp
 import pytest
 from jax.ad_checkpoint import print_saved_residuals
 from jax.extend import core
+from jax.sharding import PartitionSpec as P
 
 from axlearn.common.base_layer import RematSpec
 from axlearn.common.flash_attention import remat
 from axlearn.common.module import functional
-from axlearn.common.utils import combine_remat_policies, save_and_offload_only_these_names_regex
+from axlearn.common.utils import (
+    build_mesh,
+    combine_remat_policies,
+    save_and_offload_only_these_names_regex,
+    use_mesh,
+)
 from tests.common.flash_attention.kernel_cases import (
     BATCH,
     CASES,
@@ -47,9 +53,13 @@ def _count(jaxpr: core.Jaxpr, found: collections.Counter) -> collections.Counter
     return found
 
 
+# For ring attention.
+_KEYS_SPLIT = {name: P(None, "seq", None, None) for name in ("btnh", "bsnh")}
+
+
 def _layer(kernel: str, policy):
     case = CASES["causal, packed"]
-    cfg = build(case, implementation=kernel).config.clone(
+    cfg = build(case, implementation=kernel, mha_dim_to_partition_spec=_KEYS_SPLIT).config.clone(
         remat_spec=RematSpec(prevent_cse=False, policy=policy)
     )
     return cfg.instantiate(parent=None), inputs_of(case)
@@ -65,6 +75,15 @@ def test_saved_residuals_spare_the_backward_pass_the_forward_kernel(kernel):
     again = _primitives(kernel, None)["pallas_call"]
     for policy in (remat.policy, _BY_NAME, _WITH_DOTS):
         assert _primitives(kernel, policy)["pallas_call"] == again - 1
+
+
+def test_saved_residuals_spare_the_backward_pass_the_first_round_of_keys():
+    with use_mesh(build_mesh(mesh_shape=(8,), mesh_axis_names=("seq",))):
+        again = _primitives("ring", None)["ppermute"]
+        # Keys, values and segment ids.
+        assert [_primitives("ring", policy)["ppermute"] for policy in (remat.policy, _BY_NAME)] == [
+            again - 3
+        ] * 2
 
 
 def test_without_a_kernel_the_context_is_saved_and_its_product_is_not_computed_again():
