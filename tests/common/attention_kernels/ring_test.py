@@ -205,12 +205,16 @@ def test_keys_and_values_go_round_once_and_again_with_their_gradients_which_come
     }
 
 
-def test_blocks_that_nobody_sees_are_not_computed_and_a_second_call_does_not_trace_again():
-    """Numbers that would spoil a product do not, where keys are masked by index or by document."""
-    task = _task(4, window=_CAUSAL, has_segment_ids=True)
+@pytest.mark.parametrize("packed", [False, True])
+def test_blocks_that_nobody_sees_are_not_computed_and_a_second_call_does_not_trace_again(packed):
+    """What is no number would spoil products even with 0: it does not, where it is masked by index or by document."""
+    task = _task(4, window=_CAUSAL, has_segment_ids=packed)
     floats = _floats(task)
-    floats["key"] = floats["key"].at[:, 32:].set(jnp.nan).at[1, :8].set(jnp.nan)
-    ids = np.where(np.arange(_SEQ) < 8, 1, 2)[None].repeat(_BATCH, axis=0).astype(np.int32)
+    floats["value"] = floats["value"].at[:, 32:].set(jnp.nan)
+    ids = None
+    if packed:
+        floats["value"] = floats["value"].at[1, :8].set(jnp.nan)
+        ids = jnp.asarray(np.repeat([1, 2], [8, _SEQ - 8])[None].repeat(_BATCH, axis=0), jnp.int32)
     num_traces = []
 
     @jax.jit
@@ -218,7 +222,7 @@ def test_blocks_that_nobody_sees_are_not_computed_and_a_second_call_does_not_tra
         num_traces.append(1)
         return _attend(task, floats, ids)
 
-    context = [attend(floats, jnp.asarray(ids)) for _ in range(2)][1]
+    context = [attend(floats, ids) for _ in range(2)][1]
     assert len(num_traces) == 1
     assert np.isfinite(context[:, 8:32]).all()
     assert not np.isfinite(context[:, 32:]).any()
