@@ -69,8 +69,8 @@ class FlashAttention(GroupedQueryAttention):
     class Config(GroupedQueryAttention.Config):
         """Configures `FlashAttention`."""
 
-        # Number of queries, and of keys, that a TPU kernel holds at a time at most: a multiple of 128. Less is taken
-        # where it does not divide the length of the sequence.
+        # Number of queries, and of keys, that a TPU kernel holds at a time at most, and ring attention everywhere: a
+        # multiple of 128. Less is taken where it does not divide the length of the sequence.
         tpu_block_size: int = 512
         # The same for Pallas kernels on GPU: a power of 2, at least 16. None: 128.
         gpu_block_size: Optional[int] = None

@@ -23,7 +23,7 @@ from axlearn.common.utils import build_mesh
 pytestmark = pytest.mark.usefixtures("compiling_anew")
 
 _BATCH, _SEQ, _HEADS, _KV_HEADS, _DIM = 2, 64, 4, 2, 8
-_SPLIT, _WHOLE = P(None, "seq"), P()
+_WHOLE = P()
 _IDS = np.stack([np.repeat([1, 2, 3], [25, 17, 22]), np.repeat([1, 2], [60, 4])]).astype(np.int32)
 
 
@@ -46,24 +46,28 @@ def _task(num_devices: int, *, seq_len: int = _SEQ, block: int = 8, **changes) -
 
 
 def _mesh(task: AttentionTask):
-    num_devices = task.num_source_shards
-    return build_mesh(
-        mesh_shape=(num_devices,), mesh_axis_names=("seq",), devices=jax.devices()[:num_devices]
-    )
+    num_devices, axes = task.num_source_shards, task.source_axes
+    shape = (num_devices,) if len(axes) == 1 else (2, num_devices // 2)
+    return build_mesh(mesh_shape=shape, mesh_axis_names=axes, devices=jax.devices()[:num_devices])
+
+
+def _split(task: AttentionTask) -> P:
+    return P(None, task.source_axes)
 
 
 def _attend(task: AttentionTask, floats: dict, segment_ids=None) -> jax.Array:
     """Ring attention of whole arrays."""
     assert _ring.refusal(task) is None
-    ids = _SPLIT if task.has_segment_ids else None
+    split = _split(task)
+    ids = split if task.has_segment_ids else None
     sink = _WHOLE if task.has_sink else None
     bias = ZeroAttentionBias()
-    specs = AttentionArrays(_SPLIT, _SPLIT, _SPLIT, bias, ids, ids, sink, None)
+    specs = AttentionArrays(split, split, split, bias, ids, ids, sink, None)
 
     def attend(arrays):
-        return _ring.attend(task, arrays._replace(target_shard=jax.lax.axis_index(("seq",))))
+        return _ring.attend(task, arrays._replace(target_shard=jax.lax.axis_index(task.source_axes)))
 
-    mapped = jax.shard_map(attend, mesh=_mesh(task), in_specs=(specs,), out_specs=_SPLIT, check_vma=False)
+    mapped = jax.shard_map(attend, mesh=_mesh(task), in_specs=(specs,), out_specs=split, check_vma=False)
     return mapped(
         AttentionArrays(
             bias=bias,
@@ -132,7 +136,7 @@ def _compiled(task: AttentionTask):
         floats = {name: x if name == "sink" else x[:, indices] for name, x in floats.items()}
         ids = None if ids is None else ids[:, indices]
     mesh = _mesh(task)
-    split, whole = NamedSharding(mesh, _SPLIT), NamedSharding(mesh, _WHOLE)
+    split, whole = NamedSharding(mesh, _split(task)), NamedSharding(mesh, _WHOLE)
     floats = {name: jax.device_put(x, whole if name == "sink" else split) for name, x in floats.items()}
     arguments = (floats, None if ids is None else jax.device_put(ids, split))
     return _grad_fn(_attend, task).lower(*arguments).compile(), arguments
@@ -152,13 +156,16 @@ def _travels(task: AttentionTask) -> dict[tuple[str, int], int]:
 _CAUSAL = Window(right=0)
 _PREFIX = or_masks(causal_mask, truncated_key_mask(20))
 _EVERYTHING = {"has_segment_ids": True, "logit_cap": 2.0, "has_sink": True}
+_TWO_AXES = dict.fromkeys(("target_axes", "source_axes"), ("fsdp", "seq"))
 _NEAR = _task(4, window=Window(10, 0))
 _TASKS = {
     "causal": _task(4, window=_CAUSAL),
     "everything": _task(4, window=_CAUSAL, **_EVERYTHING),
     "everything in head-tail order": _task(4, window=_CAUSAL, num_chunks=8, **_EVERYTHING),
     "near": _NEAR,
-    "two-sided, head-tail order": _task(2, window=Window(30, 9), num_chunks=4, has_sink=True),
+    "two-sided, head-tail order, two axes": _task(
+        4, window=Window(30, 9), num_chunks=8, has_sink=True, **_TWO_AXES
+    ),
     "prefix, bfloat16": _task(2, mask_fns=(_PREFIX,), dtype=jnp.bfloat16, has_segment_ids=True),
     "more keys than queries": _task(4, target_len=8, block=16),
 }
@@ -262,7 +269,7 @@ def test_blocks_divide_chunks_and_lengths():
 def _temporary_bytes(num_devices: int, seq_len: int, *, attend) -> int:
     """Of the gradients, on a device, by the compiler's own sum."""
     task = _task(num_devices, seq_len=seq_len, block=128, window=_CAUSAL)
-    split = NamedSharding(_mesh(task), _SPLIT)
+    split = NamedSharding(_mesh(task), _split(task))
     floats = jax.eval_shape(lambda: _floats(task))
     floats = {name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=split) for name, x in floats.items()}
     compiled = _grad_fn(attend, task).lower(floats, None).compile()
