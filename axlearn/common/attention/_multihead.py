@@ -281,7 +281,7 @@ class MultiheadAttention(BaseLayer):
         bias = as_attention_bias(attention_logit_biases) + self._position_bias(
             target_positions=default_positions(query),
             source_positions=kv_state.key_positions,
-            in_order=True,
+            num_chunks=1,
         )
         if segment_ids is not None:
             self._check_self_attention(key, value)
@@ -398,24 +398,23 @@ class MultiheadAttention(BaseLayer):
         return bool(cfg.causal) or any(_is_config_of(cfg.mask, cls) for cls in classes)
 
     def _position_bias(
-        self, *, target_positions: Array, source_positions: Array, in_order: bool = False
+        self, *, target_positions: Array, source_positions: Array, num_chunks: Optional[int] = None
     ) -> BaseAttentionBias:
         """Whatever is configured as a function of these indices into the sequence.
 
         Args:
             target_positions: The index of each target.
             source_positions: The index of each source.
-            in_order: Whether both are 0, 1, 2, ..., which kernels can make use of.
+            num_chunks: The order of both, see `MaskFnAttentionBias`. None: nobody knows.
         """
         bias = self._mask_bias(target_positions=target_positions, source_positions=source_positions)
         # A mask of one's own may look at other positions than it was given.
         if (
-            in_order
-            and isinstance(bias, MaskFnAttentionBias)
+            isinstance(bias, MaskFnAttentionBias)
             and bias.target_positions is target_positions
             and bias.source_positions is source_positions
         ):
-            bias = dataclasses.replace(bias, in_order=True)
+            bias = dataclasses.replace(bias, num_chunks=num_chunks)
         if self._logit_bias is None:
             return bias
         return bias + self._logit_bias.instantiate(

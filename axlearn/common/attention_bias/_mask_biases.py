@@ -73,9 +73,10 @@ class MaskFnAttentionBias(BoolAttentionBias):
     source_positions: Any
     # The function, see `MaskFn`.
     mask: MaskFn = dataclasses.field(kw_only=True)
-    # Whether both positions are 0, 1, 2, ... as far as they go: then a kernel knows the mask while it is compiled,
-    # and can skip what is masked. False: nobody knows.
-    in_order: bool = dataclasses.field(default=False, kw_only=True)
+    # The order of both positions, where it is known: then a kernel knows the mask while it is compiled, and can skip
+    # what is masked. 1: 0, 1, 2, ... as far as they go. More: head-tail order of so many chunks, the same number of
+    # both, see `sequence_order`. None: nobody knows.
+    num_chunks: Optional[int] = dataclasses.field(default=None, kw_only=True)
 
     @classmethod
     def default_config(cls, **kwargs: Any) -> ClassConfigBase:

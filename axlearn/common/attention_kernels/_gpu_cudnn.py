@@ -67,6 +67,8 @@ def _no_mask(task: AttentionTask) -> Optional[str]:
         return "knows segments only as an array of biases"
     if task.mask_fns or not (task.window.is_full or task.window.right == 0):
         return "has no masks but the causal one and windows that end at the query"
+    if not task.window.is_full and task.num_chunks > 1:
+        return "counts positions in the order in which they lie, which is not that of the text"
     if not task.window.is_full and task.num_target_shards > 1:
         return (
             "counts positions from the first query on a device, which is another one where queries are split"

@@ -60,6 +60,8 @@ def refusal(task: AttentionTask) -> Optional[str]:
 def _no_mask(task: AttentionTask) -> Optional[str]:
     if task.mask_fns or not (task.window.is_full or task.window.is_causal):
         return "has no masks but the causal one and segment ids"
+    if task.num_chunks > 1 and not task.window.is_full:
+        return "needs positions in the order of the text where there is a mask"
     if task.num_target_shards > 1:
         return "needs all queries of a sequence on one device"
     if task.target_len != task.source_len and (task.has_segment_ids or task.window.is_causal):

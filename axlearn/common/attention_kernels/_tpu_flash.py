@@ -62,8 +62,9 @@ def _no_head(task: AttentionTask) -> Optional[str]:
 
 
 def _needs_array(task: AttentionTask) -> bool:
-    """Whether the mask is more than segments and the kernel's own causal mask, which counts from its first query."""
-    is_own_mask = task.window.is_full or (task.window.is_causal and task.num_target_shards == 1)
+    """Whether the mask is more than segments and the kernel's own causal mask, which counts what lies on the device."""
+    is_in_order = task.num_target_shards == 1 and task.num_chunks == 1
+    is_own_mask = task.window.is_full or (task.window.is_causal and is_in_order)
     return bool(task.explicit) or bool(task.mask_fns) or not is_own_mask
 
 

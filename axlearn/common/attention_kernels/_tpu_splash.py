@@ -16,10 +16,12 @@ from axlearn.common.attention_kernels._refusals import (
     no_empty_rows,
     no_explicit_bias,
     no_fused_kernel,
+    no_large_mask,
     on_host,
 )
 from axlearn.common.attention_kernels._residuals import with_named_residuals
 from axlearn.common.attention_kernels._task import AttentionArrays, AttentionTask
+from axlearn.common.sequence_order import head_tail_indices, to_text_order
 
 # The width of a TPU's vector registers, which blocks are a multiple of.
 LANES = 128
@@ -56,6 +58,7 @@ def refusal(task: AttentionTask) -> Optional[str]:
         no_block(task, limit=task.tpu_block_size, unit=LANES),
         _no_override(task),
         no_empty_rows(task),
+        no_large_mask(task),
     )
 
 
@@ -79,6 +82,7 @@ def attend(task: AttentionTask, arrays: AttentionArrays) -> jax.Array:
     """
     kernel_lib, _ = _library()
     kernel = _kernel_of_shard(on_host(_make_kernel, _kernel_key(task)), task, arrays.target_shard)
+    arrays = _with_keys_in_order(arrays, num_chunks=task.num_chunks)
     segment_ids = None
     if arrays.target_segment_ids is not None:
         segment_ids = kernel_lib.SegmentIds(q=arrays.target_segment_ids, kv=arrays.source_segment_ids)
@@ -93,6 +97,15 @@ def attend(task: AttentionTask, arrays: AttentionArrays) -> jax.Array:
     heads_first = [x.swapaxes(1, 2) for x in (arrays.query, arrays.key, arrays.value)]
     named = with_named_residuals(run, name=task.residual_name)
     return named(*heads_first, segment_ids, arrays.sink).swapaxes(1, 2).astype(arrays.value.dtype)
+
+
+def _with_keys_in_order(arrays: AttentionArrays, *, num_chunks: int) -> AttentionArrays:
+    """Puts keys in the order of the text, which the kernel counts in; queries say their positions."""
+    key, value, segment_ids = (
+        None if x is None else to_text_order(x, num_chunks=num_chunks)
+        for x in (arrays.key, arrays.value, arrays.source_segment_ids)
+    )
+    return arrays._replace(key=key, value=value, source_segment_ids=segment_ids)  # type: ignore[arg-type]
 
 
 def _kernel_key(task: AttentionTask) -> AttentionTask:
@@ -130,9 +143,10 @@ def _block_sizes(task: AttentionTask) -> dict[str, Any]:
 
 
 def _make_mask(task: AttentionTask) -> Any:
-    """What every head sees, for the queries of all shards."""
+    """What every head sees, for the queries of all shards, as they lie; keys are in the order of the text."""
     _, mask_lib = _library()
     shape = (task.total_target_len, task.source_len)
+    mask: Any
     if task.mask_fns:
         mask = _host_mask_class()(task)
     elif task.window.is_full:
@@ -141,6 +155,9 @@ def _make_mask(task: AttentionTask) -> Any:
         mask = mask_lib.CausalMask(shape)
     else:
         mask = mask_lib.LocalMask(shape, window_size=tuple(task.window), offset=0)
+    if task.num_chunks > 1 and hasattr(mask, "q_sequence"):
+        # What the kernel computes such a mask from, and what the host looks for masked blocks with.
+        mask.q_sequence = head_tail_indices(task.total_target_len, num_chunks=task.num_chunks)
     return mask_lib.MultiHeadMask([mask] * task.num_heads)
 
 
@@ -154,16 +171,15 @@ def _host_mask_class() -> type:
 
         def __init__(self, task: AttentionTask):
             self._task = task
+            self._targets = head_tail_indices(task.total_target_len, num_chunks=task.num_chunks)
 
         @property
         def shape(self) -> tuple[int, int]:
             return self._task.total_target_len, self._task.source_len
 
         def __getitem__(self, idx: tuple[slice, slice]) -> np.ndarray:
-            targets, sources = (
-                np.arange(*part.indices(size), dtype=np.int32)
-                for part, size in zip(idx, self.shape, strict=True)
-            )
+            targets = self._targets[idx[0]]
+            sources = np.arange(*idx[1].indices(self.shape[1]), dtype=np.int32)
             return mask_of(self._task, targets[:, None], sources[None, :])
 
     return HostMask

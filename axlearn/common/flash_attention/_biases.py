@@ -27,6 +27,7 @@ class SortedBias(NamedTuple):
         segments: Segment ids, with both arrays. None: there are none.
         explicit: The classes of everything else.
         is_self_segmented: Whether queries and keys have the same segment ids.
+        num_chunks: The order of queries and keys that `window` and `mask_fns` are about, see `MaskFnAttentionBias`.
     """
 
     window: Window = Window()
@@ -34,6 +35,7 @@ class SortedBias(NamedTuple):
     segments: Optional[SegmentIdAttentionBias] = None
     explicit: tuple[str, ...] = ()
     is_self_segmented: bool = True
+    num_chunks: int = 1
 
 
 def sort_bias(bias: BaseAttentionBias) -> SortedBias:
@@ -43,18 +45,22 @@ def sort_bias(bias: BaseAttentionBias) -> SortedBias:
         bias: The bias.
 
     Returns:
-        Each summand in one place. Masks of indices that are not known to be 0, 1, 2, ..., all segment ids but the
-        first, and biases of classes that compute their values themselves, count as explicit.
+        Each summand in one place. Masks of indices whose order is not known, or not that of all others, all segment
+        ids but the first, and biases of classes that compute their values themselves, count as explicit.
     """
-    found = SortedBias()
+    orders = {leaf.num_chunks for leaf in bias.leaves() if _is_mask_of_known_order(leaf)}
+    num_chunks = next(iter(orders)) if len(orders) == 1 else None
+    found = SortedBias(num_chunks=num_chunks or 1)
     for leaf in bias.leaves():
         if not leaf.has_value():
             continue
-        window = _window_of(leaf)
-        if window is not None:
-            found = found._replace(window=found.window.intersect(window))
-        elif _is_mask_in_order(leaf):
-            found = found._replace(mask_fns=(*found.mask_fns, leaf.mask))
+        if num_chunks is not None and _is_mask_of_known_order(leaf):
+            window = _window_of(leaf)
+            found = (
+                found._replace(mask_fns=(*found.mask_fns, leaf.mask))
+                if window is None
+                else found._replace(window=found.window.intersect(window))
+            )
         elif _is_plain(leaf, SegmentIdAttentionBias) and found.segments is None:
             is_self = leaf.source_segment_ids is None or leaf.source_segment_ids is leaf.segment_ids
             found = found._replace(segments=_with_both(leaf), is_self_segmented=is_self)
@@ -69,13 +75,12 @@ def _is_plain(bias: BaseAttentionBias, cls: type[B]) -> TypeGuard[B]:
     return isinstance(bias, cls) and all(getattr(type(bias), m) is getattr(cls, m) for m in methods)
 
 
-def _is_mask_in_order(bias: BaseAttentionBias) -> TypeGuard[MaskFnAttentionBias]:
-    return _is_plain(bias, MaskFnAttentionBias) and bias.in_order
+def _is_mask_of_known_order(bias: BaseAttentionBias) -> TypeGuard[MaskFnAttentionBias]:
+    return _is_plain(bias, MaskFnAttentionBias) and bias.num_chunks is not None
 
 
-def _window_of(bias: BaseAttentionBias) -> Optional[Window]:
-    if not _is_mask_in_order(bias):
-        return None
+def _window_of(bias: MaskFnAttentionBias) -> Optional[Window]:
+    """The mask as a window. None: it is none."""
     if isinstance(bias, SlidingWindowAttentionBias):
         return Window(left=bias.sliding_window_size, right=0)
     if isinstance(bias, LeftRightWindowAttentionBias):

@@ -29,6 +29,7 @@ from axlearn.common.config import (
 from axlearn.common.flash_attention._biases import sort_bias, with_both_segment_ids
 from axlearn.common.flash_attention._placement import (
     Placement,
+    axes_of,
     find_placement,
     num_devices_here,
     num_kv_repeats,
@@ -68,8 +69,8 @@ class FlashAttention(GroupedQueryAttention):
     class Config(GroupedQueryAttention.Config):
         """Configures `FlashAttention`."""
 
-        # Number of queries, and of keys, that a TPU kernel holds at a time at most: a multiple of 128. Less is taken
-        # where it does not divide the length of the sequence.
+        # Number of queries, and of keys, that a TPU kernel holds at a time at most, and ring attention everywhere: a
+        # multiple of 128. Less is taken where it does not divide the length of the sequence.
         tpu_block_size: int = 512
         # The same for Pallas kernels on GPU: a power of 2, at least 16. None: 128.
         gpu_block_size: Optional[int] = None
@@ -143,12 +144,15 @@ class FlashAttention(GroupedQueryAttention):
             platform=platform_here(),
             dtype=query.dtype,
             target_len=query.shape[1] // num_shards(placement.target),
-            source_len=key.shape[1],
+            source_len=key.shape[1] // num_shards(placement.source),
             num_heads=cfg.num_heads // head_shards,
             num_kv_heads=num_kv_heads // head_shards,
             per_head_dim=self.per_head_dim,
             num_target_shards=num_shards(placement.target),
             num_source_shards=num_shards(placement.source),
+            target_axes=axes_of(placement.target),
+            source_axes=axes_of(placement.source),
+            num_chunks=sorted_bias.num_chunks,
             is_placed=num_devices_here() == 1 or "btnh" in cfg.mha_dim_to_partition_spec,
             window=sorted_bias.window,
             mask_fns=sorted_bias.mask_fns,

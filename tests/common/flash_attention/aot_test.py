@@ -15,6 +15,7 @@ from jax.sharding import PartitionSpec as P
 from axlearn.common.aot_compilation import topology_devices
 from axlearn.common.attention_kernels import collect_attention_choices
 from axlearn.common.base_layer import RematSpec
+from axlearn.common.compiled_program import parse_program
 from axlearn.common.flash_attention import remat
 from axlearn.common.machines import Machine
 from axlearn.common.utils import build_mesh, save_and_offload_only_these_names_regex, use_mesh
@@ -32,6 +33,7 @@ _HEADS_SPLIT = {
     "bsnh": P("data", None, ("seq", "model"), None),
 }
 _QUERIES_SPLIT = {"btnh": P("data", "seq", "model", None), "bsnh": P("data", None, "model", None)}
+_ALL_SPLIT = {name: P("data", "seq", "model", None) for name in ("btnh", "bsnh")}
 _TPU_CASES = [
     (name, kernel) for name, case in CASES.items() for kernel in case.accepted_by if kernel.startswith("tpu")
 ]
@@ -42,7 +44,8 @@ def _compile(name: str, *, topology: str, per_head_dim: int = 128, specs=None, k
     case = CASES[name]
     machine = Machine("", "tpu", "", num_slices=1, devices_per_slice=0, memory_bytes=0, topology=topology)
     devices = topology_devices(machine)
-    shape = (len(devices) // 2, 2, 1) if specs is _QUERIES_SPLIT else (len(devices) // 2, 1, 2)
+    is_context = specs in (_QUERIES_SPLIT, _ALL_SPLIT)
+    shape = (len(devices) // 2, 2, 1) if is_context else (len(devices) // 2, 1, 2)
     mesh = build_mesh(mesh_shape=shape, mesh_axis_names=_AXES, devices=devices)
     dim = NUM_HEADS * per_head_dim
     forced = build(
@@ -121,6 +124,25 @@ def test_splash_attention_compiles_with_queries_split_and_all_keys_gathered(name
     program, choices = _compile(name, specs=_QUERIES_SPLIT, topology="v5p:2x2x1")
     assert [(choice.name, choice.task.num_target_shards) for choice in choices] == [("tpu_splash", 2)]
     assert _kernels(program).total() == 3
+
+
+@pytest.mark.parametrize("topology", _TOPOLOGIES)
+def test_ring_attention_compiles_and_keys_travel_while_it_computes(topology):
+    program, choices = _compile("causal, packed", specs=_ALL_SPLIT, topology=topology)
+    assert [(choice.name, choice.task.num_source_shards) for choice in choices] == [("ring", 2)]
+    under_way, num_hidden = set(), 0
+    for computation in parse_program(program).values():
+        for name, instruction in computation.instructions.items():
+            if instruction.operation == "collective-permute-start":
+                under_way.add(name)
+            elif instruction.operation == "collective-permute-done":
+                under_way -= set(instruction.operands)
+            elif instruction.operation in ("while", "conditional") and under_way:
+                num_hidden += 1
+    # Of keys in the first of two steps forward, and gradients in the second of the backward pass, at least one: these
+    # are so small that the compiler does not always care.
+    assert num_hidden >= 1
+    assert "all-gather" not in program
 
 
 _NAMED = save_and_offload_only_these_names_regex(

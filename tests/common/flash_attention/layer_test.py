@@ -7,8 +7,16 @@ import pytest
 from jax.sharding import PartitionSpec
 
 from axlearn.common.attention import GroupedQueryAttention, TransformerLayer
-from axlearn.common.attention_bias import CausalAttentionBias, SegmentIdAttentionBias
-from axlearn.common.attention_kernels import collect_attention_choices, describe_attention_choice
+from axlearn.common.attention_bias import (
+    CausalAttentionBias,
+    SegmentIdAttentionBias,
+    SlidingWindowAttentionBias,
+)
+from axlearn.common.attention_kernels import (
+    Window,
+    collect_attention_choices,
+    describe_attention_choice,
+)
 from axlearn.common.config import config_class, config_for_function
 from axlearn.common.flash_attention._biases import sort_bias
 from axlearn.common.flash_attention.layer import FlashAttention, FlashBlockSizeModifier
@@ -170,6 +178,20 @@ def test_a_mask_that_computes_itself_or_moves_positions_is_not_taken_for_the_cau
     assert dict(choice.refused)["tpu_splash"] == f"takes no array of biases, as needed for {name}"
     assert choice.task.explicit == (name,)
     assert choice.task.window.is_full
+
+
+def test_masks_of_several_orders_are_arrays_all_of_them():
+    positions = jnp.arange(8)[None]
+
+    def causal(num_chunks):
+        return CausalAttentionBias(positions, positions, num_chunks=num_chunks)
+
+    window = SlidingWindowAttentionBias(positions, positions, sliding_window_size=3, num_chunks=4)
+    assert sort_bias(causal(4) + window)[:4] == (Window(3, 0), (), None, ())
+    assert sort_bias(causal(4) + window).num_chunks == 4
+    assert sort_bias(causal(1) + window).explicit == ("CausalAttentionBias", "SlidingWindowAttentionBias")
+    assert sort_bias(causal(None) + window).explicit == ("CausalAttentionBias",)
+    assert sort_bias(causal(None)).num_chunks == 1
 
 
 def test_segments_that_compute_their_mask_themselves_are_not_taken_for_plain_ones():
