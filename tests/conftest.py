@@ -40,6 +40,7 @@ install_import_hook(SHAPE_CHECKED_MODULES, "beartype.beartype")
 
 import jax  # noqa: E402
 import pytest  # noqa: E402
+from jax.experimental.compilation_cache import compilation_cache  # noqa: E402
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_threefry_partitionable", True)
@@ -78,6 +79,16 @@ def reference_dump() -> list[str]:
     """
     path = C4_GOLDENS / "fuji-test-v1.txt"
     return path.read_text(encoding="utf-8").splitlines()
+
+
+@pytest.fixture
+def compiling_anew():
+    """Uses no stored programs: those with collectives beside a loop could hang; see `launch.setup`."""
+    jax.config.update("jax_enable_compilation_cache", False)
+    compilation_cache.reset_cache()
+    yield
+    jax.config.update("jax_enable_compilation_cache", True)
+    compilation_cache.reset_cache()
 
 
 @pytest.fixture

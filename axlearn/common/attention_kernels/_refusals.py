@@ -9,6 +9,7 @@ from typing import Optional, TypeVar
 import jax.numpy as jnp
 import numpy as np
 
+from axlearn.common.attention_kernels._masks import allowed_pairs
 from axlearn.common.attention_kernels._task import AttentionTask
 
 T = TypeVar("T")
@@ -25,17 +26,21 @@ def first_of(*reasons: Optional[str]) -> Optional[str]:
     return next((reason for reason in reasons if reason is not None), None)
 
 
-def no_fused_kernel(task: AttentionTask) -> Optional[str]:
-    """What no fused kernel does."""
+def no_plain_maths(task: AttentionTask) -> Optional[str]:
+    """What only the layer's own maths does."""
     if task.dropout_rate > 0:
         return f"has no dropout, and the rate is {task.dropout_rate}"
     if task.need_probs:
         return "does not have the probabilities that are asked for"
     if not task.is_placed:
         return "needs mha_dim_to_partition_spec on a mesh of several devices"
-    if task.num_source_shards > 1:
-        return "needs all keys of a sequence on each device"
     return None
+
+
+def no_fused_kernel(task: AttentionTask) -> Optional[str]:
+    """What no fused kernel of one device does."""
+    is_split = task.num_source_shards > 1
+    return first_of(no_plain_maths(task), "needs all keys of a sequence on each device" if is_split else None)
 
 
 def no_logit_cap(task: AttentionTask) -> Optional[str]:
@@ -65,24 +70,32 @@ def no_empty_rows(task: AttentionTask) -> Optional[str]:
     The layer's own maths averages all values then. A window of a query's own index cannot be empty, nor can a
     segment which has the query's own key in it; what else there is, is looked at.
     """
-    is_self_attention = task.total_target_len == task.source_len
+    is_self_attention = task.total_target_len == task.total_source_len
     if task.has_segment_ids and not (is_self_attention and task.is_self_segmented):
         return "needs segment ids that are the same for queries and keys, so that every query sees a key"
-    if is_self_attention and not task.mask_fns:
+    if not task.mask_fns and (is_self_attention or task.window.is_full):
         return None
-    if task.window.is_full and not task.mask_fns:
+    if is_self_attention and on_host(_sees_own_key, task):
         return None
-    if task.mask_fns and task.total_target_len * task.source_len > _MAX_HOST_PAIRS:
-        pairs = f"{task.total_target_len} x {task.source_len}"
+    if task.has_segment_ids:
+        return "needs masks in which every query sees its own key"
+    reason = no_large_mask(task)
+    if reason is None and not on_host(_sees_any_key, task):
+        return "needs masks in which every query sees any key"
+    return reason
+
+
+def no_large_mask(task: AttentionTask) -> Optional[str]:
+    """For who has to look at every pair of a query and a key, on the host, where a mask is no window."""
+    if task.mask_fns and task.total_target_len * task.total_source_len > _MAX_HOST_PAIRS:
+        pairs = f"{task.total_target_len} x {task.total_source_len}"
         return f"needs a mask that is a window of indices where there are {pairs} pairs"
-    problem = "its own key" if task.has_segment_ids else "any key"
-    sees = _sees_own_key if task.has_segment_ids else _sees_any_key
-    return None if on_host(sees, task) else f"needs masks in which every query sees {problem}"
+    return None
 
 
 @functools.lru_cache(maxsize=64)
 def _sees_any_key(task: AttentionTask) -> bool:
-    sources = np.arange(task.source_len, dtype=np.int32)[None, :]
+    sources = np.arange(task.total_source_len, dtype=np.int32)[None, :]
     for start in range(0, task.total_target_len, _ROWS):
         targets = np.arange(start, min(start + _ROWS, task.total_target_len), dtype=np.int32)[:, None]
         if not mask_of(task, targets, sources).any(axis=1).all():
@@ -92,7 +105,7 @@ def _sees_any_key(task: AttentionTask) -> bool:
 
 @functools.lru_cache(maxsize=64)
 def _sees_own_key(task: AttentionTask) -> bool:
-    positions = np.arange(task.source_len, dtype=np.int32)
+    positions = np.arange(task.total_source_len, dtype=np.int32)
     return bool(mask_of(task, positions, positions).all())
 
 
@@ -117,15 +130,7 @@ def mask_of(task: AttentionTask, targets: np.ndarray, sources: np.ndarray) -> np
     Returns:
         True where all masks allow the pair.
     """
-    left, right = task.window
-    allowed = np.ones(np.broadcast_shapes(targets.shape, sources.shape), dtype=bool)
-    if left is not None:
-        allowed &= targets - sources <= left
-    if right is not None:
-        allowed &= sources - targets <= right
-    for mask_fn in task.mask_fns:
-        allowed &= np.asarray(mask_fn(jnp.asarray(targets), jnp.asarray(sources)))
-    return allowed
+    return np.asarray(allowed_pairs(task, jnp.asarray(targets), jnp.asarray(sources)))
 
 
 def largest_block(length: int, *, limit: int, unit: int) -> Optional[int]:

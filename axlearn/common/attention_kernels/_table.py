@@ -8,7 +8,7 @@ from typing import NamedTuple, Optional
 
 import jax
 
-from axlearn.common.attention_kernels import _gpu_cudnn, _gpu_pallas, _tpu_flash, _tpu_splash
+from axlearn.common.attention_kernels import _gpu_cudnn, _gpu_pallas, _ring, _tpu_flash, _tpu_splash
 from axlearn.common.attention_kernels._task import AttentionArrays, AttentionTask
 from axlearn.common.config import error_message, similar_names
 
@@ -21,15 +21,22 @@ class AttentionKernel(NamedTuple):
 
     Attributes:
         name: What users call it.
-        platform: Where it runs.
+        platform: Where it runs. None: everywhere.
         refusal: Says why it cannot compute an attention; None if it can.
         attend: Computes one that it does not refuse.
+        splits_keys: Whether it is for keys that are split over devices, and for nothing else.
     """
 
     name: str
-    platform: str
+    platform: Optional[str]
     refusal: Callable[[AttentionTask], Optional[str]]
     attend: Callable[[AttentionTask, AttentionArrays], jax.Array]
+    splits_keys: bool = False
+
+    def is_for(self, task: AttentionTask) -> bool:
+        """Whether somebody with such a task wants to know why it is not this kernel."""
+        is_here = self.platform in (None, task.platform)
+        return is_here and (task.num_source_shards > 1 or not self.splits_keys)
 
 
 # The first one of a platform that does not refuse is taken.
@@ -39,6 +46,7 @@ TABLE = (
     AttentionKernel("gpu_cudnn", "gpu", _gpu_cudnn.refusal, _gpu_cudnn.attend),
     AttentionKernel("gpu_pallas", "gpu", _gpu_pallas.refusal, _gpu_pallas.attend),
     AttentionKernel("gpu_cudnn_bias", "gpu", _gpu_cudnn.bias_refusal, _gpu_cudnn.attend_with_bias),
+    AttentionKernel("ring", None, _ring.refusal, _ring.attend, splits_keys=True),
 )
 
 
@@ -95,7 +103,7 @@ def choose_kernel(task: AttentionTask, *, name: Optional[str] = None, where: str
 def _choose(task: AttentionTask) -> AttentionChoice:
     refused: list[tuple[str, str]] = []
     for kernel in TABLE:
-        if kernel.platform != task.platform:
+        if not kernel.is_for(task):
             continue
         reason = kernel.refusal(task)
         if reason is None:
@@ -115,7 +123,7 @@ def _force(task: AttentionTask, *, name: str, where: str) -> AttentionChoice:
         raise ValueError(
             error_message(where=where, what=f"implementation={name!r}", expected=expected, nearest=nearest)
         )
-    is_elsewhere = task.platform not in (kernel.platform, "cpu")
+    is_elsewhere = kernel.platform is not None and task.platform not in (kernel.platform, "cpu")
     reason = f"runs on {kernel.platform}" if is_elsewhere else kernel.refusal(task)
     if reason is not None:
         raise ValueError(
@@ -158,7 +166,11 @@ def describe_attention_choice(choice: AttentionChoice) -> str:
         A line, and one more for each kernel that refused.
     """
     task = choice.task
-    keys = f"{task.source_len} keys" if task.num_target_shards == 1 else f"all {task.source_len} keys"
+    keys = f"{task.source_len} keys"
+    if task.num_source_shards > 1:
+        keys = f"{task.source_len} of {task.total_source_len} keys"
+    elif task.num_target_shards > 1:
+        keys = f"all {keys}"
     heads = f"{task.num_heads} heads of {task.per_head_dim} ({task.num_kv_heads} of keys)"
     first = (
         f"attention by {choice.name} on {task.platform}: {task.target_len} queries, {keys} and {heads} on a device, "

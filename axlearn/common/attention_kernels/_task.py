@@ -58,6 +58,9 @@ class AttentionTask:
     # Over how many devices the queries of one sequence are split, and the keys.
     num_target_shards: int = 1
     num_source_shards: int = 1
+    # The mesh axes that split them, outermost first.
+    target_axes: tuple[str, ...] = ()
+    source_axes: tuple[str, ...] = ()
     # Whether it is known how queries, keys and values lie on a mesh of several devices.
     is_placed: bool = True
     # The order in which queries and keys lie, both: head-tail order of so many chunks of the whole sequence, see
@@ -92,6 +95,11 @@ class AttentionTask:
     def total_target_len(self) -> int:
         """Number of queries of a sequence, on all devices."""
         return self.target_len * self.num_target_shards
+
+    @property
+    def total_source_len(self) -> int:
+        """Number of keys of a sequence, on all devices."""
+        return self.source_len * self.num_source_shards
 
     @property
     def interpret(self) -> bool:

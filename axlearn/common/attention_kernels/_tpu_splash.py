@@ -16,6 +16,7 @@ from axlearn.common.attention_kernels._refusals import (
     no_empty_rows,
     no_explicit_bias,
     no_fused_kernel,
+    no_large_mask,
     on_host,
 )
 from axlearn.common.attention_kernels._residuals import with_named_residuals
@@ -57,6 +58,7 @@ def refusal(task: AttentionTask) -> Optional[str]:
         no_block(task, limit=task.tpu_block_size, unit=LANES),
         _no_override(task),
         no_empty_rows(task),
+        no_large_mask(task),
     )
 
 

@@ -55,12 +55,18 @@ def _four(spec: Optional[PartitionSpec]) -> tuple[Any, ...]:
 
 def num_shards(entry: Any) -> int:
     """Over how many devices of the current mesh an entry of a partition spec splits a dim."""
+    return math.prod(_sizes(entry).values())
+
+
+def axes_of(entry: Any) -> tuple[str, ...]:
+    """The axes of the current mesh by which an entry of a partition spec splits anything, outermost first."""
+    return tuple(axis for axis, size in _sizes(entry).items() if size > 1)
+
+
+def _sizes(entry: Any) -> dict[str, int]:
     mesh = current_mesh()
-    return 1 if mesh is None else math.prod(mesh.shape[axis] for axis in _axes(entry))
-
-
-def _axes(entry: Any) -> tuple[str, ...]:
-    return (entry,) if isinstance(entry, str) else tuple(entry or ())
+    axes = (entry,) if isinstance(entry, str) else tuple(entry or ())
+    return {} if mesh is None else {axis: mesh.shape[axis] for axis in axes}
 
 
 def num_devices_here() -> int:
@@ -126,7 +132,7 @@ def run_placed(
     specs = _specs(arrays, placement)
 
     def attend_here(arrays: AttentionArrays) -> jax.Array:
-        target_axes = _axes(placement.target)
+        target_axes = axes_of(placement.target)
         shard = jax.lax.axis_index(target_axes) if target_axes else 0
         return attend(arrays._replace(target_shard=shard))
 
@@ -143,15 +149,15 @@ def run_placed(
 
 def _specs(arrays: AttentionArrays, placement: Placement) -> AttentionArrays:
     """A partition spec in the place of each array."""
-    batch, heads, target, _ = placement
+    batch, heads, target, source = placement
     has_segments = arrays.target_segment_ids is not None
     specs: dict[str, Any] = {
         "query": PartitionSpec(batch, target, heads, None),
-        "key": PartitionSpec(batch, None, heads, None),
-        "value": PartitionSpec(batch, None, heads, None),
-        "bias": arrays.bias.partition_spec({"bnts": PartitionSpec(batch, heads, target, None)}),
+        "key": PartitionSpec(batch, source, heads, None),
+        "value": PartitionSpec(batch, source, heads, None),
+        "bias": arrays.bias.partition_spec({"bnts": PartitionSpec(batch, heads, target, source)}),
         "target_segment_ids": PartitionSpec(batch, target) if has_segments else None,
-        "source_segment_ids": PartitionSpec(batch, None) if has_segments else None,
+        "source_segment_ids": PartitionSpec(batch, source) if has_segments else None,
         "sink": None if arrays.sink is None else PartitionSpec(heads),
         "target_shard": None,
     }

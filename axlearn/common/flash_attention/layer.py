@@ -29,6 +29,7 @@ from axlearn.common.config import (
 from axlearn.common.flash_attention._biases import sort_bias, with_both_segment_ids
 from axlearn.common.flash_attention._placement import (
     Placement,
+    axes_of,
     find_placement,
     num_devices_here,
     num_kv_repeats,
@@ -143,12 +144,14 @@ class FlashAttention(GroupedQueryAttention):
             platform=platform_here(),
             dtype=query.dtype,
             target_len=query.shape[1] // num_shards(placement.target),
-            source_len=key.shape[1],
+            source_len=key.shape[1] // num_shards(placement.source),
             num_heads=cfg.num_heads // head_shards,
             num_kv_heads=num_kv_heads // head_shards,
             per_head_dim=self.per_head_dim,
             num_target_shards=num_shards(placement.target),
             num_source_shards=num_shards(placement.source),
+            target_axes=axes_of(placement.target),
+            source_axes=axes_of(placement.source),
             num_chunks=sorted_bias.num_chunks,
             is_placed=num_devices_here() == 1 or "btnh" in cfg.mha_dim_to_partition_spec,
             window=sorted_bias.window,

@@ -12,6 +12,7 @@ from axlearn.common.attention_kernels import (
     Window,
     choose_kernel,
     collect_attention_choices,
+    describe_attention_choice,
 )
 from axlearn.common.attention_kernels._refusals import largest_block
 
@@ -26,6 +27,15 @@ _TASK = AttentionTask(
     per_head_dim=128,
     window=Window(right=0),
 )
+# Its sequence is four times as long, on four devices.
+_RING = {
+    "target_len": 16384,
+    "source_len": 16384,
+    "num_target_shards": 4,
+    "num_source_shards": 4,
+    "target_axes": ("seq",),
+    "source_axes": ("seq",),
+}
 _CAUSAL, _SLIDING, _TWO_SIDED = Window(right=0), Window(1024, 0), Window(1024, 128)
 
 
@@ -50,7 +60,13 @@ def _task(platform: str, **changes) -> AttentionTask:
         ({"dropout_rate": 0.1}, "xla", "xla"),
         ({"need_probs": True}, "xla", "xla"),
         ({"is_placed": False}, "xla", "xla"),
-        ({"num_source_shards": 2}, "xla", "xla"),
+        ({"num_source_shards": 2, "source_len": 4096}, "xla", "xla"),
+        ({**_RING}, "ring", "ring"),
+        ({**_RING, "mask_fns": (causal_mask,), "logit_cap": 50.0, "has_sink": True}, "ring", "ring"),
+        ({**_RING, "has_segment_ids": True, "dtype": jnp.float32}, "ring", "ring"),
+        ({**_RING, "explicit": ("ALiBiAttentionBias",)}, "xla", "xla"),
+        ({**_RING, "dropout_rate": 0.1}, "xla", "xla"),
+        ({**_RING, "need_probs": True}, "xla", "xla"),
         ({"num_target_shards": 2, "target_len": 4096}, "tpu_splash", "gpu_cudnn_bias"),
         ({"num_chunks": 4}, "tpu_splash", "gpu_cudnn_bias"),
         ({"num_chunks": 4, "window": Window(), "has_segment_ids": True}, "tpu_splash", "gpu_pallas"),
@@ -66,7 +82,45 @@ def _task(platform: str, **changes) -> AttentionTask:
 def test_the_first_kernel_that_honours_everything_is_taken(changes, on_tpu, on_gpu):
     assert choose_kernel(_task("tpu", **changes)).name == on_tpu
     assert choose_kernel(_task("gpu", **changes)).name == on_gpu
-    assert choose_kernel(_task("cpu", **changes)).name == "xla"
+    assert choose_kernel(_task("cpu", **changes)).name == ("ring" if on_tpu == "ring" else "xla")
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"source_axes": ("fsdp",)}, "needs queries and keys that are split over the same axes"),
+        (
+            {"num_target_shards": 1, "target_axes": ()},
+            "needs queries and keys that are split over the same axes",
+        ),
+        ({"dtype": jnp.float64}, "computes in float32 or bfloat16 or float16, not in float64"),
+        ({"explicit": ("ALiBiAttentionBias",)}, "takes no array of biases, as needed for ALiBiAttentionBias"),
+        (
+            {"target_len": 1000},
+            "needs at most 512 or a multiple of 128, and there are 1000 queries and 16384 keys on a device",
+        ),
+        (
+            {"mask_fns": (truncated_key_mask(0),), "window": Window()},
+            "needs a mask that is a window of indices",
+        ),
+        ({"is_self_segmented": False, "has_segment_ids": True}, "needs segment ids that are the same"),
+    ],
+)
+def test_ring_attention_says_why_not(changes, reason):
+    choice = choose_kernel(_task("gpu", **(_RING | changes)))
+    assert choice.name == "xla"
+    assert dict(choice.refused)["ring"].startswith(reason)
+
+
+def test_nobody_asks_ring_attention_where_keys_are_not_split():
+    assert "ring" not in dict(choose_kernel(_task("cpu")).refused)
+    with pytest.raises(ValueError, match=r"'ring', which needs keys that are split over devices"):
+        choose_kernel(_task("cpu"), name="ring")
+
+
+def test_a_choice_says_how_many_of_the_keys_are_on_a_device():
+    text = describe_attention_choice(choose_kernel(_task("tpu", **_RING)))
+    assert text.startswith("attention by ring on tpu: 16384 queries, 16384 of 65536 keys and 32 heads of 128")
 
 
 def test_whoever_is_passed_over_says_why():
@@ -150,7 +204,7 @@ def test_choices_are_collected_once_each_and_for_the_platform_that_is_asked_abou
 
 def test_every_kernel_has_a_name_of_its_own_that_says_where_it_runs():
     assert len({kernel.name for kernel in TABLE}) == len(TABLE)
-    assert all(kernel.name.startswith(kernel.platform) for kernel in TABLE)
+    assert all(kernel.name.startswith(kernel.platform or "ring") for kernel in TABLE)
 
 
 @pytest.mark.parametrize(

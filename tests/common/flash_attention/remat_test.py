@@ -4,6 +4,7 @@
 """
 
 import collections
+import math
 import types
 
 import jax
@@ -11,11 +12,17 @@ import jax.numpy as jnp
 import pytest
 from jax.ad_checkpoint import print_saved_residuals
 from jax.extend import core
+from jax.sharding import PartitionSpec as P
 
 from axlearn.common.base_layer import RematSpec
 from axlearn.common.flash_attention import remat
 from axlearn.common.module import functional
-from axlearn.common.utils import combine_remat_policies, save_and_offload_only_these_names_regex
+from axlearn.common.utils import (
+    build_mesh,
+    combine_remat_policies,
+    save_and_offload_only_these_names_regex,
+    use_mesh,
+)
 from tests.common.flash_attention.kernel_cases import (
     BATCH,
     CASES,
@@ -47,9 +54,13 @@ def _count(jaxpr: core.Jaxpr, found: collections.Counter) -> collections.Counter
     return found
 
 
+# For ring attention.
+_KEYS_SPLIT = {name: P(None, "seq", None, None) for name in ("btnh", "bsnh")}
+
+
 def _layer(kernel: str, policy):
     case = CASES["causal, packed"]
-    cfg = build(case, implementation=kernel).config.clone(
+    cfg = build(case, implementation=kernel, mha_dim_to_partition_spec=_KEYS_SPLIT).config.clone(
         remat_spec=RematSpec(prevent_cse=False, policy=policy)
     )
     return cfg.instantiate(parent=None), inputs_of(case)
@@ -67,6 +78,19 @@ def test_saved_residuals_spare_the_backward_pass_the_forward_kernel(kernel):
         assert _primitives(kernel, policy)["pallas_call"] == again - 1
 
 
+def test_saved_residuals_spare_the_backward_pass_the_first_round_of_keys(capsys):
+    with use_mesh(build_mesh(mesh_shape=(8,), mesh_axis_names=("seq",))):
+        again = _primitives("ring", None)["ppermute"]
+        # Keys, values and segment ids.
+        found = [_primitives("ring", policy)["ppermute"] for policy in (remat.policy, _BY_NAME)]
+        assert found == [again - 3] * 2
+        saved = _saved("ring", remat.policy, capsys, of="output of shard_map")
+    assert [math.prod(shape) for shape in saved] == [
+        BATCH * SEQ * NUM_HEADS * PER_HEAD_DIM,
+        BATCH * SEQ * NUM_HEADS,
+    ]
+
+
 def test_without_a_kernel_the_context_is_saved_and_its_product_is_not_computed_again():
     assert _primitives("xla", remat.policy)["dot_general"] == _primitives("xla", None)["dot_general"] - 1
 
@@ -74,17 +98,22 @@ def test_without_a_kernel_the_context_is_saved_and_its_product_is_not_computed_a
 @pytest.mark.parametrize("kernel", ["tpu_splash", "gpu_pallas"])
 def test_the_context_and_one_number_per_query_and_head_are_saved_once(kernel, capsys):
     for policy in (remat.policy, _BY_NAME):
-        layer, inputs = _layer(kernel, policy)
-        floats = {name: inputs.pop(name) for name in ("params", "query")}
-
-        def loss(floats, layer=layer, inputs=inputs):
-            arguments = {"query": floats["query"], **inputs}
-            return jnp.sum(functional(layer, None, floats["params"], arguments, is_training=True)[0].data)
-
-        print_saved_residuals(loss, floats)
-        lines = [line for line in capsys.readouterr().out.splitlines() if "flash_residuals" in line]
-        sizes = [sorted(map(int, line[4 : line.index("]")].split(","))) for line in lines]
+        sizes = [sorted(shape) for shape in _saved(kernel, policy, capsys, of="flash_residuals")]
         assert sizes == [sorted([BATCH, SEQ, NUM_HEADS, PER_HEAD_DIM]), sorted([BATCH, NUM_HEADS, SEQ])]
+
+
+def _saved(kernel: str, policy, capsys, *, of: str) -> list[list[int]]:
+    """The shapes of what is saved for the backward pass, of lines that say so."""
+    layer, inputs = _layer(kernel, policy)
+    floats = {name: inputs.pop(name) for name in ("params", "query")}
+
+    def loss(floats):
+        arguments = {"query": floats["query"], **inputs}
+        return jnp.sum(functional(layer, None, floats["params"], arguments, is_training=True)[0].data)
+
+    print_saved_residuals(loss, floats)
+    lines = [line for line in capsys.readouterr().out.splitlines() if of in line]
+    return [list(map(int, line[4 : line.index("]")].split(","))) for line in lines]
 
 
 @pytest.mark.parametrize(
