@@ -5,11 +5,13 @@ head-tail order, and each mesh takes its batches whole and in four parts.
 """
 
 import functools
+import itertools
 from typing import NamedTuple
 
 import numpy as np
 import pytest
 
+from axlearn.common.compiled_program import Collective
 from axlearn.common.module import nowrap
 from axlearn.common.trainer_config_modifier import (
     ContextParallelMethod,
@@ -27,6 +29,8 @@ from tests.parity.layout_runs import (
 )
 
 _DIM, _VOCAB_SIZE, _SEQ_LEN, _NUM_LAYERS = 32, 64, 32, 2
+# Bytes of the keys of a position, or of its values: two heads of eight numbers.
+_KEY_BYTES = 2 * 8 * 4
 # A row for each part and each of the devices that split rows.
 _BATCH_SIZE = 16
 _OTHER_AXES = {"alone": {}, "fsdp": {"fsdp": 2}, "model": {"model": 2}}
@@ -45,26 +49,23 @@ class _Case(NamedTuple):
     def axes(self) -> dict[str, int]:
         return {"seq": self.num_devices, **_OTHER_AXES[self.others]}
 
+    @property
+    def num_positions(self) -> int:
+        """Of the rows that devices along "seq" share at a time."""
+        return _SEQ_LEN * _BATCH_SIZE // self.grad_acc_steps // self.axes.get("fsdp", 1)
 
-# Each pair of values of two of these fields occurs.
+
+# Each value of each field occurs. A case takes some 15 s of one core, nearly all of it to compile.
 _CASES = [
-    _Case("all_gather", 2, True, "fsdp", 4),
-    _Case("all_gather", 4, False, "model", 4),
-    _Case("all_gather", 4, True, "alone", 1),
-    _Case("all_gather", 2, False, "fsdp", 1),
-    _Case("all_gather", 2, True, "model", 1),
-    _Case("all_gather", 2, False, "alone", 4),
-    _Case("all_gather", 4, True, "fsdp", 4),
+    _Case("all_gather", 4, True, "fsdp", 1),
+    _Case("ring", 2, True, "model", 1),
+    _Case("ring", 4, False, "alone", 4),
 ]
-_SLOW_CASES = [
-    case
-    for method in ("all_gather",)
-    for num_devices in (2, 4)
-    for balanced in (False, True)
-    for others in _OTHER_AXES
-    for grad_acc_steps in (1, 4)
-    if (case := _Case(method, num_devices, balanced, others, grad_acc_steps)) not in _CASES
+_ALL_CASES = [
+    _Case(*values)
+    for values in itertools.product(("all_gather", "ring"), (2, 4), (True, False), _OTHER_AXES, (1, 4))
 ]
+_SLOW_CASES = [case for case in _ALL_CASES if case not in _CASES]
 _every_case = pytest.mark.parametrize(
     "case",
     [*_CASES, *(pytest.param(case, marks=pytest.mark.slow) for case in _SLOW_CASES)],
@@ -132,3 +133,58 @@ def test_every_context_begins_with_the_same_bits_and_trains_the_same(case):
 @_every_case
 def test_every_gradient_is_the_same_in_every_context(case):
     check_gradients_are_the_same(_run(case), _reference())
+
+
+def _in_layers(case: _Case) -> list[Collective]:
+    """The collectives along "seq" that run once or more in each layer and each part of a batch."""
+    return [
+        x
+        for x in _run(case).collectives
+        if "seq" in x.axes and x.num_runs >= _NUM_LAYERS * case.grad_acc_steps
+    ]
+
+
+@_every_case
+def test_in_a_layer_nothing_but_keys_and_values_travels_along_the_sequence(case):
+    in_layers = _in_layers(case)
+    # Parameters are split over "seq" too: they are gathered for products, and their gradients are added up.
+    gathered = [x for x in in_layers if x.kind == "all-gather" and not x.op_name.endswith("dot_general")]
+    key_bytes = _KEY_BYTES * case.num_positions // case.axes.get("model", 1)
+    passed_on = [x for x in in_layers if x.kind == "collective-permute"]
+    if case.method == "all_gather":
+        assert [x.whole_bytes for x in gathered] == [key_bytes] * 2
+        assert not passed_on
+    else:
+        assert not gathered
+        # Each device passes on what it has of keys and values, and of their gradients in the backward pass.
+        assert max(x.whole_bytes for x in passed_on) == key_bytes // case.num_devices
+        assert all(x.axes == ("seq",) and "/shard_map/" in x.op_name for x in passed_on)
+    others = [x for x in in_layers if x.kind not in ("all-gather", "all-reduce", "collective-permute")]
+    # Only where "model" splits heads do those of the fused projection change places; see mesh_test.
+    assert all(x.kind == "all-to-all" and "FusedGroupedQKVLinear" in x.op_name for x in others)
+    assert not others or case.others == "model"
+
+
+@_every_case
+def test_for_the_order_ids_are_gathered_once_and_nothing_else(case):
+    collectives = _run(case).collectives
+    id_bytes = 4 * case.num_positions
+    gathered = [x for x in collectives if x.op_name.endswith("jvp(root[Model])/sharding_constraint")]
+    # Ids, labels, segment ids and positions.
+    expected = [("all-gather", ("seq",), case.grad_acc_steps, id_bytes)] * (4 if case.balanced else 0)
+    assert [(x.kind, x.axes, x.num_runs, x.whole_bytes) for x in gathered] == expected
+
+
+@_every_case
+def test_outside_of_layers_only_rows_from_the_host_change_places(case):
+    in_layers = _in_layers(case)
+    outside = [x for x in _run(case).collectives if "seq" in x.axes and x not in in_layers]
+    # What the loss, its gradient and clipping add up, and ids and parameters that are gathered.
+    others = [x for x in outside if x.kind not in ("all-gather", "all-reduce")]
+    # Segment ids go around once for all layers. Where "model" splits the vocabulary its table changes places.
+    names = {"all-to-all": ["jit(train_step)/sharding_constraint"], "collective-permute": []}
+    if case.method == "ring":
+        names["collective-permute"].append("/shard_map/")
+    if case.others == "model":
+        names["all-to-all"].append("emb_attend")
+    assert not [x for x in others if not any(name in x.op_name for name in names.get(x.kind, []))]
