@@ -4,8 +4,13 @@ from collections.abc import Mapping
 from typing import Any, Optional
 
 import jax.numpy as jnp
+import numpy as np
 
-from axlearn.common.attention import CausalAttentionLogitBiasLayer, set_position_biases
+from axlearn.common.attention import (
+    CausalAttentionLogitBiasLayer,
+    set_num_seq_chunks,
+    set_position_biases,
+)
 from axlearn.common.base_layer import BaseLayer, ParameterSpec
 from axlearn.common.config import (
     REQUIRED,
@@ -31,6 +36,7 @@ from axlearn.common.layers import (
 )
 from axlearn.common.logit_modifiers import LogitsToLogitsFn
 from axlearn.common.module import Module, child_context, functional
+from axlearn.common.sequence_order import check_num_chunks, head_tail_indices
 from axlearn.common.utils import NestedTensor, Tensor, maybe_shard
 
 
@@ -204,17 +210,22 @@ class Decoder(BaseLayer):
         logits_forward_dtype: Optional[Any] = None
         # Applied to all logits, in training too; None: nothing is.
         output_logits_modifier: Optional[ConfigOr[LogitsToLogitsFn]] = None
+        # The order in which the positions of a row lie in `forward`: head-tail order of so many chunks, in which
+        # devices that split a row have equal work, see `sequence_order`. Twice the number of these devices is right,
+        # and other numbers give the same results. Every self-attention layer is told. None: the order of the text.
+        num_seq_chunks: Optional[int] = None
         # How `sample_decode` samples.
         decoding: DecodingLayer.Config = DecodingLayer.default_config()
 
     def __init__(self, cfg: Config, *, parent: Optional[Module]):
         super().__init__(cfg, parent=parent)
         cfg = self.config
+        check_num_chunks(self.num_seq_chunks, where=f"{self.path()}.num_seq_chunks")
         # The order of the children decides which random numbers initialize them.
         self._add_child("emb", self._with_dropout(cfg.emb.clone(dim=cfg.dim, vocab_size=cfg.vocab_size)))
-        self._add_child(
-            "transformer", self._with_mask(self._with_dropout(cfg.transformer.clone(input_dim=cfg.dim)))
-        )
+        transformer = self._with_mask(self._with_dropout(cfg.transformer.clone(input_dim=cfg.dim)))
+        set_num_seq_chunks(transformer, cfg.num_seq_chunks, where=self.path())
+        self._add_child("transformer", transformer)
         if cfg.output_norm is not None:
             self._add_child("output_norm", cfg.output_norm.clone(input_dim=cfg.dim))
         self._add_child("output_dropout", self._with_dropout(cfg.output_dropout.clone()))
@@ -237,21 +248,33 @@ class Decoder(BaseLayer):
             set_position_biases(cfg, self.config.attention_mask)
         return cfg
 
+    @property
+    def num_seq_chunks(self) -> int:
+        """Number of chunks of the order in which the positions of a row lie in `forward`; 1: that of the text."""
+        return 1 if self.config.num_seq_chunks is None else self.config.num_seq_chunks
+
     def forward(self, input_batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Computes the hidden states of whole sequences.
+
+        Where `num_seq_chunks` is set, rows that are given lie in head-tail order, and so do those that are returned:
+        `sequence_order.to_head_tail_order` puts them there. (`causal_lm.Model` takes and returns the order of the
+        text.)
 
         Args:
             input_batch: A dictionary with
                 input_ids: [batch, seq_len] int32;
                 input_segment_ids: [batch, seq_len] int32, optional: positions of different segments do not
                     see each other (packed documents; 0 stands for padding);
-                input_positions (or `positions`): [batch, seq_len] int32, optional; None: 0, 1, 2, ...
+                input_positions (or `positions`): [batch, seq_len] int32, optional; None: the indices in the row.
 
         Returns:
             A dictionary with hidden_states: [batch, seq_len, dim], normed, ready for `compute_logits`.
         """
         input_ids = input_batch["input_ids"]
         positions = input_batch.get("input_positions", input_batch.get("positions"))
+        if positions is None and self.num_seq_chunks > 1:
+            self.emb.check_seq_len(input_ids.shape[1])
+            positions = jnp.asarray(self._indices(input_ids.shape[1]))[None]
         x = self.emb(input_ids, positions=positions)
         x = self.transformer(
             x,
@@ -259,6 +282,12 @@ class Decoder(BaseLayer):
             positions=positions,
         ).data
         return {"hidden_states": self._finish(x)}
+
+    def _indices(self, seq_len: int) -> np.ndarray:
+        """The index in the text of what lies at each place of a row."""
+        num_chunks = self.num_seq_chunks
+        check_num_chunks(num_chunks, seq_len=seq_len, where=f"{self.path()}.num_seq_chunks")
+        return head_tail_indices(seq_len, num_chunks=num_chunks)
 
     def _finish(self, x: Tensor) -> Tensor:
         """What follows the last layer, up to the head."""

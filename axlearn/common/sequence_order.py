@@ -1,18 +1,49 @@
 """The order in which the positions of a row lie in memory, so that devices that split a row have equal work.
 
 Under a causal mask late positions see more than early ones. In head-tail order of n chunks a row is cut into n equal
-chunks 0, 1, ..., n - 1, which lie in memory as 0, n-1, 1, n-2, 2, ...: any equal parts of an even number of chunks have
-as many early chunks as late ones. The order depends on the length and on n alone, never on a mesh, so nor do numbers.
+chunks 0, 1, ..., n - 1, which lie in memory as 0, n-1, 1, n-2, 2, ...: parts with an even number of chunks have as
+many early chunks as late ones. The order depends on the length and on n alone, never on a mesh, so nor do numbers.
 
-Reference: Brandon et al., Striped Attention, https://arxiv.org/abs/2311.09431, section 2.3 (why a causal mask needs an
-order); the pairing of an early with a late chunk is that of Llama 3, https://arxiv.org/abs/2407.21783, section 3.3.2.
+Reference: Brandon et al., Striped Attention, https://arxiv.org/abs/2311.09431 (why a causal mask needs an order); the
+pairing of an early with a late chunk is that of Llama 3, https://arxiv.org/abs/2407.21783, section 3.3.2.
 """
+
+from typing import Optional
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from axlearn.common.config import error_message
+
+
+def check_num_chunks(num_chunks: int, *, seq_len: Optional[int] = None, where: str = "") -> None:
+    """Refuses numbers of chunks that no row can have, or not one of this length.
+
+    Args:
+        num_chunks: The number of chunks.
+        seq_len: Positions of a row. None: of any length.
+        where: The path of what asks for it, for the message.
+
+    Raises:
+        ValueError: If it is neither 1 nor an even number, or does not divide the row.
+    """
+    if num_chunks != 1 and (num_chunks < 2 or num_chunks % 2):
+        raise ValueError(
+            error_message(
+                where=where,
+                what=f"{num_chunks} chunks in head-tail order",
+                expected="an even number, twice the number of devices that split a row, or 1 for the order of the text",
+            )
+        )
+    if seq_len is not None and seq_len % num_chunks:
+        raise ValueError(
+            error_message(
+                where=where,
+                what=f"{num_chunks} chunks of a row of {seq_len} positions",
+                expected=f"a number of chunks that divides {seq_len}",
+            )
+        )
 
 
 def head_tail_chunks(num_chunks: int) -> np.ndarray:
@@ -27,27 +58,9 @@ def head_tail_chunks(num_chunks: int) -> np.ndarray:
     Raises:
         ValueError: For another number of chunks.
     """
-    if num_chunks != 1 and (num_chunks < 2 or num_chunks % 2):
-        raise ValueError(
-            error_message(
-                what=f"{num_chunks} chunks in head-tail order",
-                expected="an even number, twice the number of devices that split a row, or 1 for the order of the text",
-            )
-        )
+    check_num_chunks(num_chunks)
     places = np.arange(num_chunks, dtype=np.int32)
     return np.where(places % 2, num_chunks - 1 - places // 2, places // 2).astype(np.int32)
-
-
-def check_chunks(seq_len: int, *, num_chunks: int, where: str = "") -> None:
-    """Raises ValueError where chunks do not divide the positions of a row, and says who asks for them."""
-    if seq_len % num_chunks:
-        raise ValueError(
-            error_message(
-                where=where,
-                what=f"{num_chunks} chunks of a row of {seq_len} positions",
-                expected=f"a number of chunks that divides {seq_len}",
-            )
-        )
 
 
 def head_tail_indices(seq_len: int, *, num_chunks: int) -> np.ndarray:
@@ -63,8 +76,8 @@ def head_tail_indices(seq_len: int, *, num_chunks: int) -> np.ndarray:
     Raises:
         ValueError: If the chunks do not divide the row, or for a number of chunks that cannot be.
     """
+    check_num_chunks(num_chunks, seq_len=seq_len)
     chunks = head_tail_chunks(num_chunks)
-    check_chunks(seq_len, num_chunks=num_chunks)
     return np.arange(seq_len, dtype=np.int32).reshape(num_chunks, -1)[chunks].reshape(-1)
 
 
@@ -107,7 +120,7 @@ def to_text_order(x: jax.Array, *, num_chunks: int, axis: int = 1) -> jax.Array:
 
 
 def _take_chunks(x: jax.Array, chunks: np.ndarray, *, axis: int) -> jax.Array:
-    check_chunks(x.shape[axis], num_chunks=len(chunks))
+    check_num_chunks(len(chunks), seq_len=x.shape[axis])
     if len(chunks) == 1:
         return x
     parts = jnp.split(x, len(chunks), axis=axis)

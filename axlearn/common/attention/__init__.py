@@ -66,6 +66,7 @@ from axlearn.common.attention._qkv import GroupedQKVLinear as GroupedQKVLinear
 from axlearn.common.attention._qkv import QKVLinear as QKVLinear
 from axlearn.common.attention._qkv import QKVOutput as QKVOutput
 from axlearn.common.attention._recursive import for_each_self_attention as for_each_self_attention
+from axlearn.common.attention._recursive import set_num_seq_chunks as set_num_seq_chunks
 from axlearn.common.attention._remat import RematRegexSavePatterns as RematRegexSavePatterns
 from axlearn.common.attention._remat import (
     _save_and_offload_only_these_names_regex as _save_and_offload_only_these_names_regex,

@@ -35,6 +35,7 @@ from axlearn.common.kv_cache.base_kv_cache import UNWRITTEN_POSITION, KVCacheSha
 from axlearn.common.kv_cache.kv_cache import KVCache
 from axlearn.common.layers import Dropout
 from axlearn.common.param_init import ConstantInitializer
+from axlearn.common.sequence_order import check_num_chunks, head_tail_indices
 
 # What a caller may pass as logit biases.
 LogitBiases = Union[BaseAttentionBias, Float[Array, "*dims"]]
@@ -99,6 +100,9 @@ class MultiheadAttention(BaseLayer):
         logit_bias: Optional[InstantiableConfig] = None
         # Keeps logits within plus and minus this number, above 0, by tanh. None: no cap.
         atten_logit_cap: Optional[float] = None
+        # The order in which the positions of a row lie in `forward`: head-tail order of so many chunks, see
+        # `sequence_order`; self-attention only. A decoder fills it in. None: 1, the order of the text.
+        num_seq_chunks: Optional[int] = None
         # Whether each head has a sink: a learned logit to which it can attend instead of to any key, see
         # `attention_probs`. It is the parameter "sink" [num_heads]. None: False.
         logit_sink: Optional[bool] = None
@@ -216,16 +220,33 @@ class MultiheadAttention(BaseLayer):
             )
         return bias.clone(num_heads=cfg.num_heads)
 
-    def _check_self_attention(self, *sources: Optional[Array]) -> None:
+    def _check_self_attention(
+        self, *sources: Optional[Array], what: str, advice: Optional[str] = None
+    ) -> None:
         if any(source is not None for source in sources):
             raise ValueError(
                 error_message(
                     where=self.path(),
-                    what="segment_ids together with key or value",
-                    expected="segment_ids with self-attention only",
-                    advice="pass a SegmentIdAttentionBias as attention_logit_biases",
+                    what=f"{what} together with key or value",
+                    expected=f"{what} with self-attention only",
+                    advice=advice,
                 )
             )
+
+    @property
+    def _num_chunks(self) -> int:
+        """The number of chunks of the order in which positions lie."""
+        num_chunks = self.config.num_seq_chunks
+        return 1 if num_chunks is None else num_chunks
+
+    def _indices(self, query: Array, *sources: Optional[Array]) -> Array:
+        """The index in its sequence of what lies at each place of `query` [batch, seq, ...]: [1, seq] int32."""
+        num_chunks, seq_len = self._num_chunks, query.shape[1]
+        if num_chunks == 1:
+            return default_positions(query)
+        self._check_self_attention(*sources, what=f"num_seq_chunks={num_chunks}")
+        check_num_chunks(num_chunks, seq_len=seq_len, where=f"{self.path()}.num_seq_chunks")
+        return jnp.asarray(head_tail_indices(seq_len, num_chunks=num_chunks))[None]
 
     @property
     def _hidden_dim(self) -> int:
@@ -260,7 +281,8 @@ class MultiheadAttention(BaseLayer):
         query_positions: Optional[Int[Array, "#batch target"]] = None,
         return_aux: Optional[set[str]] = None,
     ) -> AttentionOutput:
-        """Attends over whole sequences.
+        """Attends over whole sequences, whose positions lie in the order of `num_seq_chunks`: arrays that are given
+        as well as those that are returned.
 
         Args:
             query: What queries are made from.
@@ -270,21 +292,24 @@ class MultiheadAttention(BaseLayer):
                 against `[batch, heads, target, source]`. None: nothing.
             segment_ids: Tokens attend only within their segment; self-attention only. None: one segment.
             query_positions: Positions in the text, for rotary embeddings; they do not influence the mask,
-                which counts from the start of the sequence. None: 0, 1, 2, ...
+                which counts from the start of the sequence. None: the indices in the sequence.
             return_aux: Which of "probs" and "kv_state" to return. None: neither.
 
         Returns:
             The outputs.
         """
+        indices = self._indices(query, key, value)
+        if query_positions is None:
+            query_positions = indices
         q_proj, k_proj, v_proj = self._project(query, key=key, value=value, query_positions=query_positions)
-        kv_state = KVState(k_proj=k_proj, v_proj=v_proj, key_positions=default_positions(k_proj))
+        key_positions = indices if key is None else default_positions(k_proj)
+        kv_state = KVState(k_proj=k_proj, v_proj=v_proj, key_positions=key_positions)
         bias = as_attention_bias(attention_logit_biases) + self._position_bias(
-            target_positions=default_positions(query),
-            source_positions=kv_state.key_positions,
-            num_chunks=1,
+            target_positions=indices, source_positions=key_positions, num_chunks=self._num_chunks
         )
         if segment_ids is not None:
-            self._check_self_attention(key, value)
+            advice = "pass a SegmentIdAttentionBias as attention_logit_biases"
+            self._check_self_attention(key, value, what="segment_ids", advice=advice)
             bias = bias + SegmentIdAttentionBias(segment_ids, segment_ids)
         return self._attend(q_proj, kv_state=kv_state, bias=bias, return_aux=return_aux)
 

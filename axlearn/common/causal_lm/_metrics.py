@@ -69,6 +69,8 @@ class BaseLossMetrics(BaseLayer):
     ) -> LossOutputs:
         """Computes loss and summaries of a batch.
 
+        All arrays with positions lie in the order of the decoder, see `Decoder.Config.num_seq_chunks`.
+
         Args:
             input_batch: The model's input, with `target_labels` [batch, seq_len].
             predict_outputs: A dictionary with either `logits` [batch, seq_len, vocab_size] or `token_losses`,

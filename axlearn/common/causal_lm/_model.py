@@ -9,6 +9,7 @@ from typing import Any, Optional, Union
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import PartitionSpec
 
 from axlearn.common.base_layer import BaseLayer
 from axlearn.common.causal_lm._metrics import BaseLossMetrics, LossOutputs, metrics_config
@@ -19,6 +20,7 @@ from axlearn.common.flops import FlopsPerToken, transformer_flops_per_token
 from axlearn.common.loss import TokenLosses, token_losses
 from axlearn.common.module import Module, child_context, functional, nowrap
 from axlearn.common.param_init import PARAM_REGEXP_WEIGHT, DefaultInitializer, WeightInitializer
+from axlearn.common.sequence_order import check_num_chunks, to_head_tail_order, to_text_order
 from axlearn.common.utils import Tensor, flatten_items, maybe_shard
 
 AxisNames = Optional[Union[str, Sequence[str]]]
@@ -81,12 +83,15 @@ class Model(BaseLayer):
                 target_num_bytes: [batch] int32, optional: bytes of text that each row's targets stand for.
             return_aux: Whether to return what the loss was computed from.
 
+        Whatever the decoder's `num_seq_chunks`: rows are given and returned in the order of the text. Everything in
+        `input_batch` whose second dimension is `seq_len` long has an entry for each position.
+
         Returns:
             The scalar loss, and a dictionary: empty, or with `hidden_states` [batch, seq_len, dim],
             `per_target_loss` and `live_targets` [batch, seq_len], and unless in chunks, `logits` [batch,
             seq_len, vocab_size].
         """
-        predictions, outputs = self._evaluate(self._constrain(input_batch))
+        predictions, outputs = self._evaluate(self._arrange(input_batch))
         self.add_summary("loss", outputs.loss)
         for name, value in outputs.summaries.items():
             self.add_summary(name, value)
@@ -98,7 +103,7 @@ class Model(BaseLayer):
             "per_target_loss": outputs.per_target_loss,
             "live_targets": outputs.live_targets,
         }
-        return jnp.asarray(outputs.loss.mean), aux
+        return jnp.asarray(outputs.loss.mean), self._in_text_order(aux)
 
     def _evaluate(self, input_batch: Mapping[str, Tensor]) -> tuple[dict[str, Any], LossOutputs]:
         """Predicts a batch and applies the metrics to it."""
@@ -154,6 +159,31 @@ class Model(BaseLayer):
         terms = jax.lax.map(chunk_losses, (split(hidden_states), split(target_labels)))
         return jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1).reshape(batch_size, seq_len), terms)
 
+    def _arrange(self, input_batch: Mapping[str, Tensor]) -> dict[str, Any]:
+        """Puts what has an entry for each position in the order that the decoder takes, and splits every input."""
+        num_chunks = self.decoder.num_seq_chunks
+        if num_chunks == 1:
+            return self._constrain(input_batch)
+        seq_len = input_batch["input_ids"].shape[1]
+        check_num_chunks(num_chunks, seq_len=seq_len, where=f"{self.path()}.decoder.num_seq_chunks")
+
+        def reorder(x: Tensor) -> Tensor:
+            if x.ndim < 2 or x.shape[1] != seq_len:
+                return x
+            # Each device gets whole rows, at once, and reorders them: chunks of what is split would travel one by one.
+            whole_rows = (PartitionSpec.UNCONSTRAINED, None)
+            reordered = to_head_tail_order(maybe_shard(x, whole_rows), num_chunks=num_chunks)
+            return maybe_shard(reordered, whole_rows)
+
+        return self._constrain(jax.tree.map(reorder, dict(input_batch)))
+
+    def _in_text_order(self, outputs: dict[str, Any]) -> dict[str, Any]:
+        """Puts arrays [batch, seq_len, ...] that the decoder's order has made back in the order of the text."""
+        num_chunks = self.decoder.num_seq_chunks
+        return {
+            name: x if x is None else to_text_order(x, num_chunks=num_chunks) for name, x in outputs.items()
+        }
+
     def _constrain(self, input_batch: Mapping[str, Tensor]) -> dict[str, Any]:
         """Splits every input over the configured mesh axes."""
         cfg = self.config
@@ -171,8 +201,8 @@ class Model(BaseLayer):
         Returns:
             A dictionary with hidden_states [batch, seq_len, dim] and logits [batch, seq_len, vocab_size].
         """
-        predictions = self.decoder(self._constrain(input_batch))
-        return {**predictions, "logits": self._logits(predictions["hidden_states"])}
+        predictions = self.decoder(self._arrange(input_batch))
+        return self._in_text_order({**predictions, "logits": self._logits(predictions["hidden_states"])})
 
     def extract_logits(self, input_batch: Mapping[str, Tensor]) -> Tensor:
         """Computes logits [batch, seq_len, vocab_size] of what `Decoder.forward` takes."""
@@ -188,12 +218,9 @@ class Model(BaseLayer):
             A dictionary with the scalar loss, and per_target_loss and live_targets [batch, seq_len]; the
             former is in nats and zero where no target is live.
         """
-        _, outputs = self._evaluate(self._constrain(input_batch))
-        return {
-            "loss": outputs.loss.mean,
-            "per_target_loss": outputs.per_target_loss,
-            "live_targets": outputs.live_targets,
-        }
+        _, outputs = self._evaluate(self._arrange(input_batch))
+        per_target = {"per_target_loss": outputs.per_target_loss, "live_targets": outputs.live_targets}
+        return {"loss": outputs.loss.mean, **self._in_text_order(per_target)}
 
     def sample_decode(
         self, input_batch: Mapping[str, Tensor], *, max_len: int, num_decodes: int = 1, **kwargs: Any

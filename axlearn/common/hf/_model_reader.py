@@ -88,7 +88,7 @@ def facts_from_model(model_cfg: Model.Config) -> DecoderFacts:
         classes=(Decoder,),
         read=(
             *("attention_mask", "emb", "transformer", "output_norm", "lm_head", "decoding"),
-            *("pad_token_id", "eos_token_id"),
+            *("pad_token_id", "eos_token_id", "num_seq_chunks"),
             *("logits_partition_spec", "hidden_state_partition_spec", "logits_forward_dtype"),
         ),
     )
@@ -198,6 +198,7 @@ def _attention(cfg: Any, *, where: str, dim: int) -> tuple[dict[str, Any], list[
         classes=(GroupedQueryAttention, MultiheadAttention, FlashAttention),
         read=(
             *("hidden_dim", "input_linear", "output_linear", "query_scale", "key_scale", "causal", "mask"),
+            "num_seq_chunks",
             *_FLASH_FIELDS,
         ),
     )

@@ -1,5 +1,11 @@
 """Changes to a trainer's config that go with a kind of machine: what `mesh_rules` hold besides plain mesh shapes."""
 
+from axlearn.common.trainer_config_modifier._context_parallel import (
+    ContextParallelMethod as ContextParallelMethod,
+)
+from axlearn.common.trainer_config_modifier._context_parallel import (
+    ContextParallelModifier as ContextParallelModifier,
+)
 from axlearn.common.trainer_config_modifier._fp8 import FP8ConfigModifier as FP8ConfigModifier
 from axlearn.common.trainer_config_modifier._modifiers import ChainConfigModifier as ChainConfigModifier
 from axlearn.common.trainer_config_modifier._modifiers import (
