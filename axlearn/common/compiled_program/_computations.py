@@ -5,6 +5,7 @@ that of `Compiled.as_text()`, the same for CPU, GPU and TPU but for their layout
 """
 
 import re
+from collections.abc import Iterator
 from typing import NamedTuple, Optional
 
 # Bits of an element; a type that is not here is not an array's.
@@ -22,6 +23,8 @@ _BITS = {
 }
 _ARRAY = re.compile(r"\b([a-z]+[0-9]*[a-z0-9]*)\[([0-9,<= ]*)\]")
 _HEADER = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\) -> .* \{$")
+# A line that begins so within an instruction goes on with a second bracket: `}}, metadata=`.
+_END = re.compile(r"^\}(,? *[a-z_]+=|\s*$)")
 _INSTRUCTION = re.compile(r"^\s+(ROOT )?%?([\w.\-]+) = (.*)$")
 _OPERATION = re.compile(r"([\w\-]+)\(")
 _NAME = re.compile(r"%([\w.\-]+)")
@@ -82,12 +85,12 @@ def parse_program(text: str) -> dict[str, Computation]:
     """
     computations: dict[str, Computation] = {}
     current: Optional[Computation] = None
-    for line in text.splitlines():
+    for line in _whole_lines(text):
         header = _HEADER.match(line)
         if header:
             current = Computation(header[2], is_entry=bool(header[1]), instructions={})
             computations[current.name] = current
-        elif line.startswith("}"):
+        elif _END.match(line):
             current = None
         elif current is not None:
             instruction = _parse_instruction(line)
@@ -96,6 +99,21 @@ def parse_program(text: str) -> dict[str, Computation]:
     if not any(computation.is_entry for computation in computations.values()):
         raise ValueError("the text is no compiled module: it has no ENTRY computation.")
     return computations
+
+
+def _whole_lines(text: str) -> Iterator[str]:
+    """Yields the lines, those of one instruction as one: what a kernel notes of itself may have several."""
+    parts: list[str] = []
+    for line in text.splitlines():
+        if parts and (_INSTRUCTION.match(line) or _HEADER.match(line) or _END.match(line)):
+            yield " ".join(parts)
+            parts = []
+        if parts or _INSTRUCTION.match(line):
+            parts.append(line)
+        else:
+            yield line
+    if parts:
+        yield " ".join(parts)
 
 
 def _parse_instruction(line: str) -> Optional[Instruction]:
