@@ -4,6 +4,7 @@ Compilers of machines that are not there may take gigabytes and hours, and may e
 over it, and a plan that was made before is not made again.
 """
 
+import dataclasses
 import hashlib
 import importlib.metadata
 import json
@@ -11,15 +12,27 @@ import os
 import pathlib
 import re
 import sys
+import time
 from typing import Any
 
 import jax
 
-from axlearn.common.aot_compilation import compile_trainer_step, make_plan, topology_devices
+from axlearn.common.aot_compilation import (
+    Plan,
+    advise,
+    compile_traced_step,
+    compiled_facts,
+    make_failed_plan,
+    make_plan,
+    read_facts,
+    topology_devices,
+    trace_trainer_step,
+    write_facts,
+)
 from axlearn.common.config import REQUIRED, InstantiableConfig, apply_overrides, make_trainer_config
 from axlearn.common.data_dir import set_data_dir
 from axlearn.common.file_system import write_text_durably
-from axlearn.common.machines import machine_of
+from axlearn.common.machines import Machine, machine_of
 from axlearn.common.trainer import select_mesh_config
 from axlearn.common.user_errors import error_text, is_for_users
 from axlearn.experiments.registry import find_trainer_config
@@ -28,6 +41,9 @@ from axlearn.experiments.registry import find_trainer_config
 _OUT_OF_MEMORY = re.compile(
     r"(?:Used|required for HLO temporaries \()\s*([0-9.]+[KMGT]).*?([0-9.]+[KMGT])", re.DOTALL
 )
+
+# Of what a plan says: one that is kept by another version is made again, of the program that is kept beside it.
+_VERSION = 2
 
 
 def trainer_config_of(request: dict[str, Any]) -> InstantiableConfig:
@@ -45,24 +61,15 @@ def trainer_config_of(request: dict[str, Any]) -> InstantiableConfig:
 
 
 def key_of(cfg: InstantiableConfig, request: dict[str, Any]) -> str:
-    """Returns what decides a plan, as a hash: the config, the machine, and the versions of what compiles."""
+    """Returns what decides a compiled program, as a hash: config, machine, versions and flags of what compiles."""
     versions = [jax.__version__]
     try:
         versions.append(importlib.metadata.version("libtpu"))
     except importlib.metadata.PackageNotFoundError:
         versions.append("no libtpu")
-    text = "\n".join([cfg.debug_string(), request["mesh_selector"], *versions])
+    flags = [os.environ.get(name, "") for name in ("LIBTPU_INIT_ARGS", "XLA_FLAGS")]
+    text = "\n".join([cfg.debug_string(), request["mesh_selector"], *versions, *flags])
     return hashlib.sha256(text.encode()).hexdigest()
-
-
-def _failure(e: Exception) -> str:
-    """What went wrong, in a sentence if it is memory, else in the compiler's or our own words."""
-    text = str(e)
-    if "RESOURCE_EXHAUSTED" in text or "Ran out of memory" in text:
-        sizes = _OUT_OF_MEMORY.search(text)
-        detail = f": {sizes[1]} of {sizes[2]}" if sizes else ""
-        return f"does not fit, says the compiler{detail}"
-    return error_text(e) if is_for_users(e) else f"{type(e).__name__}: {text.splitlines()[0] if text else ''}"
 
 
 def run(request: dict[str, Any], result_path: pathlib.Path) -> dict[str, Any]:
@@ -70,25 +77,70 @@ def run(request: dict[str, Any], result_path: pathlib.Path) -> dict[str, Any]:
 
     Args:
         request: `name`, `mesh_selector`, `module`, `data_dir`, `overrides`.
-        result_path: Where the result is kept.
+        result_path: Where the result is kept; what was read off the compiled program lies beside it, so that a plan
+            of another version of this module is made without compiling.
 
     Returns:
-        A dictionary with `key`, and either `plan` or `error`.
+        A dictionary with `key`, `version`, and either `plan` or `error`.
     """
     cfg = trainer_config_of(request)
     key = key_of(cfg, request)
     if result_path.is_file():
         kept: dict[str, Any] = json.loads(result_path.read_text(encoding="utf-8"))
-        if kept.get("key") == key:
+        if kept.get("key") == key and kept.get("version") == _VERSION:
             return kept
+    head = {"key": key, "version": _VERSION, "request": request}
     try:
         machine = machine_of(request["mesh_selector"])
-        step = compile_trainer_step(cfg, devices=topology_devices(machine))
-        result = {"key": key, "request": request, "plan": make_plan(step, machine=machine).to_json()}
+        plan = _plan(cfg, machine=machine, facts_path=result_path.with_suffix(".hlo.gz"), key=key)
+        result = {**head, "plan": plan.to_json()}
     except Exception as e:
-        result = {"key": key, "request": request, "error": _failure(e)}
+        result = {**head, "error": error_text(e) if is_for_users(e) else _one_line(e)}
     write_text_durably(os.fspath(result_path), json.dumps(result, indent=2) + "\n")
     return result
+
+
+def _plan(cfg: InstantiableConfig, *, machine: Machine, facts_path: pathlib.Path, key: str) -> Plan:
+    devices = topology_devices(machine)
+    step = trace_trainer_step(cfg, devices=devices)
+    facts = read_facts(facts_path, key=key)
+    start = time.monotonic()
+    if facts is None:
+        try:
+            compiled = compile_traced_step(step)
+        except jax.errors.JaxRuntimeError as e:
+            plan = make_failed_plan(
+                step,
+                machine=machine,
+                failure=_failure(e),
+                peak_bytes=_asked_for(e),
+                compile_seconds=time.monotonic() - start,
+            )
+            return dataclasses.replace(plan, advice=advise(plan, trainer_config=cfg, devices=devices))
+        facts = compiled_facts(compiled.compiled, seconds=compiled.seconds)
+        write_facts(facts, path=facts_path, key=key)
+    plan = make_plan(step, machine=machine, facts=facts)
+    return dataclasses.replace(plan, advice=advise(plan, trainer_config=cfg, devices=devices))
+
+
+def _one_line(e: Exception) -> str:
+    text = str(e)
+    return f"{type(e).__name__}: {text.splitlines()[0] if text else ''}"
+
+
+def _failure(e: Exception) -> str:
+    """Why a compiler gave up, in a sentence if it is memory, else in its own words."""
+    text = str(e)
+    if "RESOURCE_EXHAUSTED" not in text and "Ran out of memory" not in text:
+        return _one_line(e)
+    sizes = _OUT_OF_MEMORY.search(text)
+    return "it does not fit, says the compiler" + (f" ({sizes[1]} of {sizes[2]})" if sizes else "")
+
+
+def _asked_for(e: Exception) -> int:
+    """The bytes that a compiler asked for when it gave up; 0 where it does not say."""
+    sizes = _OUT_OF_MEMORY.search(str(e))
+    return 0 if sizes is None else int(float(sizes[1][:-1]) * 1024 ** ("KMGT".index(sizes[1][-1]) + 1))
 
 
 def main(argv: list[str]) -> int:

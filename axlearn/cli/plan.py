@@ -181,17 +181,16 @@ def _row(result: dict[str, Any]) -> list[str]:
     if "plan" not in result:
         return [*cells, result["error"].splitlines()[0], *([""] * 7)]
     plan = Plan.from_json(result["plan"])
-    bounds = plan.step_seconds()
-    busy = plan.model_flops / plan.flops * (plan.compute_seconds or 0)
+    step = plan.step_seconds()
+    peak = f"{plan.peak_bytes / _GIB:.1f}" if plan.peak_bytes else "?"
     return [
         *cells,
         str(plan.num_devices),
         " ".join(f"{axis}={size}" for axis, size in plan.mesh_shape.items() if size > 1),
-        f"{plan.peak_bytes / _GIB:.1f} of {plan.memory_bytes / _GIB:g}"
-        + ("" if plan.fits else " (too much)"),
+        f"{peak} of {plan.memory_bytes / _GIB:g}" + ("" if plan.fits else " (too much)"),
         f"{plan.flops / plan.num_devices / 1e12:.4g}",
         f"{plan.flops / plan.model_flops:.2f}",
-        f"{sum(row.sent_bytes for row in plan.traffic) / 1e9:.3g}",
-        "not known" if bounds is None else f"{bounds[0]:.3g} to {bounds[1]:.3g}",
-        "not known" if bounds is None else f"{busy / bounds[1]:.0%} to {busy / bounds[0]:.0%}",
+        "not known" if plan.failure else f"{sum(row.sent_bytes for row in plan.traffic) / 1e9:.3g}",
+        "not known" if step is None else f"{step.predicted:.3g} ({step.best:.3g} to {step.worst:.3g})",
+        "not known" if step is None else f"{plan.mfu(step.predicted) or 0:.0%}",
     ]
