@@ -13,9 +13,10 @@ import pathlib
 import re
 import sys
 import time
-from typing import Any
+from typing import Any, Optional
 
 import jax
+import numpy as np
 
 from axlearn.common.aot_compilation import (
     Plan,
@@ -33,7 +34,7 @@ from axlearn.common.config import REQUIRED, InstantiableConfig, apply_overrides,
 from axlearn.common.data_dir import set_data_dir
 from axlearn.common.file_system import write_text_durably
 from axlearn.common.machines import Machine, machine_of
-from axlearn.common.trainer import select_mesh_config
+from axlearn.common.trainer import memory_there, save_train_step, select_mesh_config
 from axlearn.common.user_errors import error_text, is_for_users
 from axlearn.experiments.registry import find_trainer_config
 
@@ -42,6 +43,8 @@ _OUT_OF_MEMORY = re.compile(
     r"(?:Used|required for HLO temporaries \()\s*([0-9.]+[KMGT]).*?([0-9.]+[KMGT])", re.DOTALL
 )
 
+# The selector that stands for the devices of this machine.
+THIS_MACHINE = "here"
 # Of what a plan says: one that is kept by another version is made again, of the program that is kept beside it.
 _VERSION = 2
 
@@ -53,7 +56,7 @@ def trainer_config_of(request: dict[str, Any]) -> InstantiableConfig:
         cfg: InstantiableConfig = make_trainer_config(recipe, data_dir=request["data_dir"])
     if cfg.dir is REQUIRED:
         cfg.dir = "plan"
-    if cfg.mesh_rules:
+    if cfg.mesh_rules and request["mesh_selector"] != THIS_MACHINE:
         # A recipe without rules has one mesh for all machines.
         select_mesh_config(cfg, mesh_selector=request["mesh_selector"])
     apply_overrides(cfg, request["overrides"])
@@ -76,7 +79,8 @@ def run(request: dict[str, Any], result_path: pathlib.Path) -> dict[str, Any]:
     """Makes the plan of a request, or takes the one that is there.
 
     Args:
-        request: `name`, `mesh_selector`, `module`, `data_dir`, `overrides`.
+        request: `name`, `mesh_selector`, `module`, `data_dir`, `overrides`, and `executable_dir`: where to save the
+            compiled step, if anywhere.
         result_path: Where the result is kept; what was read off the compiled program lies beside it, so that a plan
             of another version of this module is made without compiling.
 
@@ -85,14 +89,23 @@ def run(request: dict[str, Any], result_path: pathlib.Path) -> dict[str, Any]:
     """
     cfg = trainer_config_of(request)
     key = key_of(cfg, request)
+    saved_folder = request.get("executable_dir")
     if result_path.is_file():
         kept: dict[str, Any] = json.loads(result_path.read_text(encoding="utf-8"))
-        if kept.get("key") == key and kept.get("version") == _VERSION:
+        is_saved = saved_folder is None or kept.get("executable_dir") == saved_folder
+        if kept.get("key") == key and kept.get("version") == _VERSION and is_saved:
             return kept
-    head = {"key": key, "version": _VERSION, "request": request}
+    head = {"key": key, "version": _VERSION, "executable_dir": saved_folder}
     try:
-        machine = machine_of(request["mesh_selector"])
-        plan = _plan(cfg, machine=machine, facts_path=result_path.with_suffix(".hlo.gz"), key=key)
+        machine, devices = _machine_and_devices(request["mesh_selector"])
+        plan = _plan(
+            cfg,
+            machine=machine,
+            devices=devices,
+            facts_path=result_path.with_suffix(".hlo.gz"),
+            key=key,
+            saved_folder=saved_folder,
+        )
         result = {**head, "plan": plan.to_json()}
     except Exception as e:
         result = {**head, "error": error_text(e) if is_for_users(e) else _one_line(e)}
@@ -100,10 +113,37 @@ def run(request: dict[str, Any], result_path: pathlib.Path) -> dict[str, Any]:
     return result
 
 
-def _plan(cfg: InstantiableConfig, *, machine: Machine, facts_path: pathlib.Path, key: str) -> Plan:
-    devices = topology_devices(machine)
+def _machine_and_devices(selector: str) -> tuple[Machine, np.ndarray]:
+    """The machine of a selector, and its devices, which are there only if it is this one."""
+    if selector != THIS_MACHINE:
+        machine = machine_of(selector)
+        return machine, topology_devices(machine)
+    devices = jax.devices()
+    there = memory_there(devices)
+    machine = Machine(
+        name=THIS_MACHINE,
+        accelerator=devices[0].platform,
+        device_kind=devices[0].device_kind,
+        num_slices=1,
+        devices_per_slice=len(devices),
+        # What nobody tells is taken to be enough.
+        memory_bytes=sys.maxsize if there is None else there.num_bytes,
+    )
+    return machine, np.array(devices)
+
+
+def _plan(
+    cfg: InstantiableConfig,
+    *,
+    machine: Machine,
+    devices: np.ndarray,
+    facts_path: pathlib.Path,
+    key: str,
+    saved_folder: Optional[str],
+) -> Plan:
     step = trace_trainer_step(cfg, devices=devices)
-    facts = read_facts(facts_path, key=key)
+    # A program that is to be saved is compiled; else what was kept of it will do.
+    facts = read_facts(facts_path, key=key) if saved_folder is None else None
     start = time.monotonic()
     if facts is None:
         try:
@@ -119,6 +159,8 @@ def _plan(cfg: InstantiableConfig, *, machine: Machine, facts_path: pathlib.Path
             return dataclasses.replace(plan, advice=advise(plan, trainer_config=cfg, devices=devices))
         facts = compiled_facts(compiled.compiled, seconds=compiled.seconds)
         write_facts(facts, path=facts_path, key=key)
+        if saved_folder is not None:
+            save_train_step(compiled.compiled, trainer=step.trainer, folder=saved_folder)
     plan = make_plan(step, machine=machine, facts=facts)
     return dataclasses.replace(plan, advice=advise(plan, trainer_config=cfg, devices=devices))
 

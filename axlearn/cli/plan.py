@@ -16,6 +16,7 @@ import time
 from collections.abc import Sequence
 from typing import Any, Optional
 
+from axlearn.cli._plan_worker import THIS_MACHINE
 from axlearn.common.aot_compilation import Plan, plan_text
 
 _GIB = 2**30
@@ -32,7 +33,7 @@ def _parser() -> argparse.ArgumentParser:
         action="append",
         required=True,
         metavar="MACHINE",
-        help="a machine such as tpu-v5p-512 or tpu-v5litepod-256-4; may be repeated",
+        help="a machine such as tpu-v5p-512 or tpu-v5litepod-256-4, or `here`: this one; may be repeated",
     )
     parser.add_argument("--module", help="the module with the recipe; left out: the listed ones")
     parser.add_argument("--data_dir", default="FAKE", help="as for the trainer (default: FAKE)")
@@ -45,6 +46,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--memory_gib", type=float, default=16, help="give a plan up that takes more here (default: 16)"
+    )
+    parser.add_argument(
+        "--save_executable",
+        metavar="DIR",
+        help="keep each compiled step in DIR/NAME.MACHINE, from where runs load it (executable_dir)",
     )
     parser.add_argument("--json", action="store_true", help="print the plans as JSON")
     return parser
@@ -62,6 +68,10 @@ def main(argv: Sequence[str]) -> int:
             "data_dir": options.data_dir,
             "overrides": options.overrides,
         }
+        if options.save_executable is not None:
+            request["executable_dir"] = os.path.abspath(
+                os.path.join(options.save_executable, stem_of(request))
+            )
         result = make(
             request,
             folder=pathlib.Path(options.output),
@@ -99,8 +109,7 @@ def make(
         A dictionary with `plan` (see `Plan.to_json`) or `error`, the reason why there is none.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    changed = "".join(f".{override}" for override in request["overrides"]).replace("/", "_")
-    path = folder / f"{request['name']}.{request['mesh_selector']}{changed}.json"
+    path = folder / f"{stem_of(request)}.json"
     with tempfile.TemporaryDirectory() as scratch:
         request_path = pathlib.Path(scratch, "request.json")
         request_path.write_text(json.dumps(request), encoding="utf-8")
@@ -110,8 +119,7 @@ def make(
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                # The devices are those that the plan is for, not those of this machine.
-                env={**os.environ, "JAX_PLATFORMS": "cpu", "TF_CPP_MIN_LOG_LEVEL": "3"},
+                env=_environment(request),
             )
             reason = _watch(process, timeout_seconds=timeout_seconds, memory_bytes=memory_bytes)
             log.seek(0)
@@ -122,6 +130,20 @@ def make(
         result: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         return {key: result[key] for key in ("plan", "error") if key in result}
     return {"error": tail or f"the process ended with status {process.returncode}"}
+
+
+def _environment(request: dict[str, Any]) -> dict[str, str]:
+    variables = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"}
+    if request["mesh_selector"] != THIS_MACHINE:
+        # The devices are those that the plan is for, not those of this machine.
+        variables["JAX_PLATFORMS"] = "cpu"
+    return variables
+
+
+def stem_of(request: dict[str, Any]) -> str:
+    """Returns the name under which what belongs to a request is kept."""
+    changed = "".join(f".{override}" for override in request["overrides"])
+    return f"{request['name']}.{request['mesh_selector']}{changed}".replace("/", "_")
 
 
 def _watch(process: subprocess.Popen[bytes], *, timeout_seconds: float, memory_bytes: int) -> Optional[str]:
