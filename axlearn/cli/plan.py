@@ -17,7 +17,8 @@ from collections.abc import Sequence
 from typing import Any, Optional
 
 from axlearn.cli._plan_worker import THIS_MACHINE
-from axlearn.common.aot_compilation import Plan, plan_text
+from axlearn.common.aot_compilation import Plan, plan_picture, plan_text
+from axlearn.common.config import error_message
 
 _GIB = 2**30
 _POLL_SECONDS = 0.5
@@ -52,6 +53,11 @@ def _parser() -> argparse.ArgumentParser:
         metavar="DIR",
         help="keep each compiled step in DIR/NAME.MACHINE, from where runs load it (executable_dir)",
     )
+    parser.add_argument(
+        "--picture",
+        metavar="FILE",
+        help="draw the plan as SVG into this file; of several plans, each into FILE with its name added",
+    )
     parser.add_argument("--json", action="store_true", help="print the plans as JSON")
     return parser
 
@@ -59,6 +65,8 @@ def _parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str]) -> int:
     """Makes and prints plans; returns 0 if all fit, 1 if one does not or could not be made."""
     options = _parser().parse_args(argv)
+    if options.picture is not None:
+        _check_picture(options.picture)
     results = []
     for name, selector in itertools.product(options.names, options.mesh_selector):
         request = {
@@ -79,6 +87,9 @@ def main(argv: Sequence[str]) -> int:
             memory_bytes=int(options.memory_gib * _GIB),
         )
         results.append({"name": name, "mesh_selector": selector, **result})
+        if options.picture is not None and "plan" in result:
+            is_only = len(options.names) * len(options.mesh_selector) == 1
+            _draw(results[-1], path=_picture_path(options.picture, "" if is_only else stem_of(request)))
         if not options.json:
             print(_result_text(results[-1]), flush=True)
     if options.json:
@@ -86,6 +97,27 @@ def main(argv: Sequence[str]) -> int:
     elif len(results) > 1:
         print(summary_table(results))
     return 0 if all("plan" in x and Plan.from_json(x["plan"]).fits for x in results) else 1
+
+
+def _check_picture(path: str) -> None:
+    """Refuses a picture that could not be written, before hours of compiling."""
+    folder = pathlib.Path(path).absolute().parent
+    if not path.endswith(".svg") or not folder.is_dir():
+        problem = f"there is no folder {folder}" if path.endswith(".svg") else "pictures are SVG"
+        raise ValueError(
+            error_message(where="--picture", what=f"{path!r}: {problem}", expected="a file such as plan.svg")
+        )
+
+
+def _picture_path(path: str, stem: str) -> pathlib.Path:
+    return pathlib.Path(path) if not stem else pathlib.Path(f"{path.removesuffix('.svg')}.{stem}.svg")
+
+
+def _draw(result: dict[str, Any], *, path: pathlib.Path) -> None:
+    plan = Plan.from_json(result["plan"])
+    path.write_text(
+        plan_picture(plan, title=f"{result['name']} on {result['mesh_selector']}"), encoding="utf-8"
+    )
 
 
 def _result_text(result: dict[str, Any]) -> str:

@@ -71,7 +71,7 @@ def save_program(
 
 
 def _check_was_compiled_here() -> None:
-    """Refuses what jax may have taken from its cache: XLA for CPUs loses functions where it writes such a program again.
+    """Refuses what may be from jax's cache: XLA for CPUs loses functions where it writes such a program again.
 
     Only running it tells (NOT_FOUND: Function multiply_add_fusion not found; jax 0.10.2).
     """

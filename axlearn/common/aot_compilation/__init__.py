@@ -10,6 +10,7 @@ from axlearn.common.aot_compilation._compile import trace_trainer_step as trace_
 from axlearn.common.aot_compilation._flops import flops_of as flops_of
 from axlearn.common.aot_compilation._making import make_failed_plan as make_failed_plan
 from axlearn.common.aot_compilation._making import make_plan as make_plan
+from axlearn.common.aot_compilation._picture import plan_picture as plan_picture
 from axlearn.common.aot_compilation._plan import AxisTraffic as AxisTraffic
 from axlearn.common.aot_compilation._plan import Plan as Plan
 from axlearn.common.aot_compilation._plan import PlannedParameter as PlannedParameter

@@ -26,11 +26,12 @@ def advise(plan: Plan, *, trainer_config: InstantiableConfig, devices: np.ndarra
         return []
     lines = [_what_takes_most(plan)]
     split = list(_split_parameters(plan, trainer_config))
-    for override in split:
-        lines.append(_tried(plan, [override], trainer_config=trainer_config, devices=devices))
     wider = _all_devices_over_fsdp(plan)
-    if wider is not None:
-        lines.append(_tried(plan, [wider, *split], trainer_config=trainer_config, devices=devices))
+    changes = [[override] for override in split]
+    changes += [split] if len(split) > 1 else []
+    changes += [[wider, *split]] if wider is not None else []
+    for change in changes:
+        lines.append(_tried(plan, change, trainer_config=trainer_config, devices=devices))
     optimizer = plan.parts.get("optimizer", 0)
     if optimizer > _WORTH_A_LINE * plan.memory_bytes:
         lines.append(

@@ -25,14 +25,15 @@ def _head(plan: Plan) -> list[str]:
 
 
 def _memory(plan: Plan) -> list[str]:
-    width = max(map(len, plan.parts))
+    peak_name = "peak, by the compiler"
+    width = max(map(len, [*plan.parts, peak_name]))
     lines = [
         f"  {name:<{width}} {size / _GIB:9.3f} GiB {_bar(size / plan.memory_bytes)}".rstrip()
         for name, size in plan.parts.items()
     ]
     share = plan.peak_bytes / plan.memory_bytes
     peak = f"{plan.peak_bytes / _GIB:9.3f} GiB of {plan.memory_bytes / _GIB:g} GiB ({share:.0%})"
-    lines.append(f"  {'peak, by the compiler':<{width}} {peak if plan.peak_bytes else '  not known'}")
+    lines.append(f"  {peak_name:<{width}} {peak if plan.peak_bytes else '  not known'}")
     if plan.host_bytes:
         lines.append(f"  {'on the host':<{width}} {plan.host_bytes / _GIB:9.3f} GiB")
     return ["Memory of each device:", *lines]
