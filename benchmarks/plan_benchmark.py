@@ -62,6 +62,7 @@ class Row(NamedTuple):
 
 
 _SPLIT_EMBEDDING = "model.decoder.emb.token_emb.param_partition_spec=('fsdp', 'model')"
+_SPLIT_HEAD = "model.decoder.lm_head.param_partition_spec=('fsdp', 'model')"
 ROWS = (
     Row("fuji-7B-v2-flash", "tpu-v4-1024"),
     Row("fuji-7B-v2-flash", "tpu-v5litepod-256"),
@@ -73,6 +74,7 @@ ROWS = (
     Row("fuji-70B-v2-flash", "tpu-v5p-1024", measured=11.6, source=_PAPER),
     Row("fuji-70B-v2-flash", "tpu-v6e-256-4"),
     Row("fuji-405B-v3-flash", "tpu-v5p-2048"),
+    Row("fuji-405B-v3-flash", "tpu-v5p-2048", (_SPLIT_EMBEDDING, _SPLIT_HEAD)),
 )
 
 
