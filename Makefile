@@ -5,7 +5,7 @@ RUN ?= runs/fuji-tiny
 PROMPT ?= def read_lines(path):
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-dev train test test-scale test-faults check format lint types layers fix golden lock clean
+.PHONY: help setup setup-dev setup-tpu-aot train test test-scale test-faults test-plan plans check format lint types layers fix golden lock clean
 
 help:  ## List the targets.
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -15,6 +15,9 @@ setup:
 
 setup-dev:
 	@$(PYTHON) scripts/bootstrap.py dev
+
+setup-tpu-aot:
+	@$(PYTHON) scripts/bootstrap.py tpu-aot
 
 train: setup  ## Train fuji-tiny on the sources of Python's standard library, then sample from it.
 	$(BIN)/python -m axlearn.common.launch_trainer_main --config=fuji-tiny --trainer_dir=$(RUN)
@@ -31,6 +34,12 @@ test-scale: setup-dev  ## Run the long tables of layouts, mesh rules and kernels
 
 test-faults: setup-dev  ## Run the slow fault tests: 20 kills at random moments, 400 bit flips.
 	$(BIN)/python -m pytest -m slow -v
+
+test-plan: setup-tpu-aot  ## Compile kernels and two plans for TPUs that are not there (installs libtpu, 640 MB).
+	$(BIN)/python -m pytest -n 2 -m tpu_aot
+
+plans: setup-dev  ## Write the table of plans again, of the plans that are kept beside it.
+	$(BIN)/python benchmarks/plan_benchmark.py
 
 check: setup-dev format lint types layers test  ## Everything that a change has to pass.
 

@@ -1,7 +1,8 @@
 """Makes .venv ready: the one set-up step behind `make train` and `make test`.
 
-    python3 scripts/bootstrap.py core|dev
+    python3 scripts/bootstrap.py core|dev|tpu-aot
 
+`tpu-aot` is `dev` and libtpu, with which programs for TPUs are compiled where there are none (`make test-plan`).
 It needs nothing but Python's standard library, and is written so that even a Python that is too old can
 read it far enough to say so. What is already installed from the same pins is left as it is.
 """
@@ -31,10 +32,10 @@ def version_problem(version):
 
 
 def pins_file(root, kind, version):
-    """Returns the path of the pins for a kind ("core" or "dev") and a Python version."""
+    """Returns the path of the pins for a kind ("core", "dev" or "tpu-aot") and a Python version."""
     # jax from 0.11 on needs Python 3.12, so 3.11 has pins of its own; 3.12 and 3.13 share theirs.
     python = "py311" if tuple(version[:2]) == (3, 11) else "py312"
-    name = python + ".txt" if kind == "dev" else "core-" + python + ".txt"
+    name = python + ".txt" if kind == "dev" else kind + "-" + python + ".txt"
     return os.path.join(root, "requirements", name)
 
 
@@ -70,7 +71,8 @@ def install(root, kind):
     print("Installing %s (about a minute on a first run)" % os.path.relpath(pins, root), flush=True)
     pip = [python, "-m", "pip", "--disable-pip-version-check", "install", "--quiet"]
     subprocess.check_call(pip + ["--require-hashes", "-r", pins])
-    subprocess.check_call(pip + ["--no-deps", "--no-build-isolation", "-e", root])
+    if kind != "tpu-aot":
+        subprocess.check_call(pip + ["--no-deps", "--no-build-isolation", "-e", root])
     with open(stamp, "w") as f:
         f.write(want)
 
@@ -79,8 +81,8 @@ def main(argv):
     problem = version_problem(sys.version_info)
     if problem:
         return problem
-    if len(argv) != 2 or argv[1] not in ("core", "dev"):
-        return "usage: bootstrap.py core|dev"
+    if len(argv) != 2 or argv[1] not in ("core", "dev", "tpu-aot"):
+        return "usage: bootstrap.py core|dev|tpu-aot"
     root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
     if not os.path.isdir(os.path.join(root, "axlearn", "experiments")):
         return (
@@ -88,7 +90,9 @@ def main(argv):
             "use `git clone`, or make axlearn/experiments and axlearn/launch links to ../experiments and ../launch."
         )
     try:
-        install(root, argv[1])
+        # libtpu comes on top of what the tests need.
+        for kind in ("dev", "tpu-aot") if argv[1] == "tpu-aot" else (argv[1],):
+            install(root, kind)
     except subprocess.CalledProcessError as e:
         return "Set-up failed at: %s (exit status %d). Its own message stands above." % (
             " ".join(str(a) for a in e.cmd[:6]),

@@ -16,7 +16,9 @@ import time
 from collections.abc import Sequence
 from typing import Any, Optional
 
-from axlearn.common.aot_compilation import Plan, plan_text
+from axlearn.cli._plan_worker import THIS_MACHINE
+from axlearn.common.aot_compilation import Plan, plan_picture, plan_text
+from axlearn.common.config import error_message
 
 _GIB = 2**30
 _POLL_SECONDS = 0.5
@@ -32,7 +34,7 @@ def _parser() -> argparse.ArgumentParser:
         action="append",
         required=True,
         metavar="MACHINE",
-        help="a machine such as tpu-v5p-512 or tpu-v5litepod-256-4; may be repeated",
+        help="a machine such as tpu-v5p-512 or tpu-v5litepod-256-4, or `here`: this one; may be repeated",
     )
     parser.add_argument("--module", help="the module with the recipe; left out: the listed ones")
     parser.add_argument("--data_dir", default="FAKE", help="as for the trainer (default: FAKE)")
@@ -46,6 +48,16 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--memory_gib", type=float, default=16, help="give a plan up that takes more here (default: 16)"
     )
+    parser.add_argument(
+        "--save_executable",
+        metavar="DIR",
+        help="keep each compiled step in DIR/NAME.MACHINE, from where runs load it (executable_dir)",
+    )
+    parser.add_argument(
+        "--picture",
+        metavar="FILE",
+        help="draw the plan as SVG into this file; of several plans, each into FILE with its name added",
+    )
     parser.add_argument("--json", action="store_true", help="print the plans as JSON")
     return parser
 
@@ -53,6 +65,8 @@ def _parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str]) -> int:
     """Makes and prints plans; returns 0 if all fit, 1 if one does not or could not be made."""
     options = _parser().parse_args(argv)
+    if options.picture is not None:
+        _check_picture(options.picture)
     results = []
     for name, selector in itertools.product(options.names, options.mesh_selector):
         request = {
@@ -62,6 +76,10 @@ def main(argv: Sequence[str]) -> int:
             "data_dir": options.data_dir,
             "overrides": options.overrides,
         }
+        if options.save_executable is not None:
+            request["executable_dir"] = os.path.abspath(
+                os.path.join(options.save_executable, stem_of(request))
+            )
         result = make(
             request,
             folder=pathlib.Path(options.output),
@@ -69,6 +87,9 @@ def main(argv: Sequence[str]) -> int:
             memory_bytes=int(options.memory_gib * _GIB),
         )
         results.append({"name": name, "mesh_selector": selector, **result})
+        if options.picture is not None and "plan" in result:
+            is_only = len(options.names) * len(options.mesh_selector) == 1
+            _draw(results[-1], path=_picture_path(options.picture, "" if is_only else stem_of(request)))
         if not options.json:
             print(_result_text(results[-1]), flush=True)
     if options.json:
@@ -76,6 +97,27 @@ def main(argv: Sequence[str]) -> int:
     elif len(results) > 1:
         print(summary_table(results))
     return 0 if all("plan" in x and Plan.from_json(x["plan"]).fits for x in results) else 1
+
+
+def _check_picture(path: str) -> None:
+    """Refuses a picture that could not be written, before hours of compiling."""
+    folder = pathlib.Path(path).absolute().parent
+    if not path.endswith(".svg") or not folder.is_dir():
+        problem = f"there is no folder {folder}" if path.endswith(".svg") else "pictures are SVG"
+        raise ValueError(
+            error_message(where="--picture", what=f"{path!r}: {problem}", expected="a file such as plan.svg")
+        )
+
+
+def _picture_path(path: str, stem: str) -> pathlib.Path:
+    return pathlib.Path(path) if not stem else pathlib.Path(f"{path.removesuffix('.svg')}.{stem}.svg")
+
+
+def _draw(result: dict[str, Any], *, path: pathlib.Path) -> None:
+    plan = Plan.from_json(result["plan"])
+    path.write_text(
+        plan_picture(plan, title=f"{result['name']} on {result['mesh_selector']}"), encoding="utf-8"
+    )
 
 
 def _result_text(result: dict[str, Any]) -> str:
@@ -99,8 +141,7 @@ def make(
         A dictionary with `plan` (see `Plan.to_json`) or `error`, the reason why there is none.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    changed = "".join(f".{override}" for override in request["overrides"]).replace("/", "_")
-    path = folder / f"{request['name']}.{request['mesh_selector']}{changed}.json"
+    path = folder / f"{stem_of(request)}.json"
     with tempfile.TemporaryDirectory() as scratch:
         request_path = pathlib.Path(scratch, "request.json")
         request_path.write_text(json.dumps(request), encoding="utf-8")
@@ -110,8 +151,7 @@ def make(
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                # The devices are those that the plan is for, not those of this machine.
-                env={**os.environ, "JAX_PLATFORMS": "cpu", "TF_CPP_MIN_LOG_LEVEL": "3"},
+                env=_environment(request),
             )
             reason = _watch(process, timeout_seconds=timeout_seconds, memory_bytes=memory_bytes)
             log.seek(0)
@@ -122,6 +162,20 @@ def make(
         result: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         return {key: result[key] for key in ("plan", "error") if key in result}
     return {"error": tail or f"the process ended with status {process.returncode}"}
+
+
+def _environment(request: dict[str, Any]) -> dict[str, str]:
+    variables = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"}
+    if request["mesh_selector"] != THIS_MACHINE:
+        # The devices are those that the plan is for, not those of this machine.
+        variables["JAX_PLATFORMS"] = "cpu"
+    return variables
+
+
+def stem_of(request: dict[str, Any]) -> str:
+    """Returns the name under which what belongs to a request is kept."""
+    changed = "".join(f".{override}" for override in request["overrides"])
+    return f"{request['name']}.{request['mesh_selector']}{changed}".replace("/", "_")
 
 
 def _watch(process: subprocess.Popen[bytes], *, timeout_seconds: float, memory_bytes: int) -> Optional[str]:
@@ -181,17 +235,16 @@ def _row(result: dict[str, Any]) -> list[str]:
     if "plan" not in result:
         return [*cells, result["error"].splitlines()[0], *([""] * 7)]
     plan = Plan.from_json(result["plan"])
-    bounds = plan.step_seconds()
-    busy = plan.model_flops / plan.flops * (plan.compute_seconds or 0)
+    step = plan.step_seconds()
+    peak = f"{plan.peak_bytes / _GIB:.1f}" if plan.peak_bytes else "?"
     return [
         *cells,
         str(plan.num_devices),
         " ".join(f"{axis}={size}" for axis, size in plan.mesh_shape.items() if size > 1),
-        f"{plan.peak_bytes / _GIB:.1f} of {plan.memory_bytes / _GIB:g}"
-        + ("" if plan.fits else " (too much)"),
+        f"{peak} of {plan.memory_bytes / _GIB:g}" + ("" if plan.fits else " (too much)"),
         f"{plan.flops / plan.num_devices / 1e12:.4g}",
         f"{plan.flops / plan.model_flops:.2f}",
-        f"{sum(row.sent_bytes for row in plan.traffic) / 1e9:.3g}",
-        "not known" if bounds is None else f"{bounds[0]:.3g} to {bounds[1]:.3g}",
-        "not known" if bounds is None else f"{busy / bounds[1]:.0%} to {busy / bounds[0]:.0%}",
+        "not known" if plan.failure else f"{sum(row.sent_bytes for row in plan.traffic) / 1e9:.3g}",
+        "not known" if step is None else f"{step.predicted:.3g} ({step.best:.3g} to {step.worst:.3g})",
+        "not known" if step is None else f"{plan.mfu(step.predicted) or 0:.0%}",
     ]

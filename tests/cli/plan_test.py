@@ -4,10 +4,12 @@ import json
 import subprocess
 import sys
 
+import jax
+import numpy as np
 import pytest
 
 from axlearn.cli import _plan_worker, plan
-from axlearn.common.aot_compilation import AxisTraffic, Plan
+from axlearn.common.aot_compilation import AxisTraffic, Plan, PlannedParameter, compile_traced_step
 
 _GIB = 2**30
 _REQUEST = {
@@ -20,21 +22,38 @@ _REQUEST = {
 _PLAN = Plan(
     machine="tpu-v5litepod-256-2",
     num_devices=512,
+    num_slices=2,
     mesh_shape={"data": 2, "fsdp": 256, "model": 1},
+    slice_axes=("data",),
     memory_bytes=16 * _GIB,
     parts={"parameters": _GIB // 10, "activations and temporaries": 8 * _GIB},
     peak_bytes=9 * _GIB,
+    host_bytes=3 * _GIB,
+    parameters=[
+        PlannedParameter("decoder/emb/token_emb/weight", (32768, 4096), "float32", ((), ()), 2**29, 1),
+        PlannedParameter(
+            "decoder/transformer/repeat/layer/feed_forward/linear2/weight",
+            (32, 11008, 4096),
+            "float32",
+            ((), (), ("fsdp",)),
+            32 * 11008 * 16 * 4,
+            256,
+        ),
+    ],
     num_params=7 * 10**9,
     tokens=2**22,
     model_flops=2e17,
     flops=2.5e17,
-    accessed_bytes=10**12,
+    product_bytes=6 * 10**11,
+    other_bytes=4 * 10**11,
+    offload_bytes=10**10,
     traffic=[
-        AxisTraffic("all-gather", ("fsdp",), "links of a slice", 192, 4e10, 0.2),
-        AxisTraffic("all-reduce", ("data",), "network between slices", 7, 2e8, 0.064),
+        AxisTraffic("all-gather", ("fsdp",), "links of a slice", False, 192, 4e10, 0.2),
+        AxisTraffic("all-reduce", ("data",), "network between slices", True, 7, 2e8, 0.064),
     ],
     compute_seconds=2.48,
-    memory_seconds=1.22,
+    product_memory_seconds=0.73,
+    other_memory_seconds=0.49,
     compile_seconds=80.0,
 )
 
@@ -45,24 +64,49 @@ def test_what_is_planned_for_is_the_recipe_with_its_rule_and_overrides():
     assert _plan_worker.key_of(cfg, _REQUEST) != _plan_worker.key_of(cfg.clone(max_step=8), _REQUEST)
 
 
-def test_a_plan_that_is_kept_is_not_made_again_until_its_config_changes(tmp_path, monkeypatch):
+@pytest.fixture
+def on_this_machine(monkeypatch):
+    """Plans for the devices here in the place of a machine's; the list of what was compiled."""
     compiled = []
 
-    def compile_nothing(cfg, *, devices):
-        compiled.append(cfg.max_step)
-        raise RuntimeError(
-            "RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 78.81G of 15.75G hbm."
-        )
+    def compile_once(step):
+        compiled.append(step.trainer.max_step)
+        if step.trainer.max_step == 9:
+            raise jax.errors.JaxRuntimeError(
+                "RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 78.81G of 15.75G hbm."
+            )
+        return compile_traced_step(step)
 
-    monkeypatch.setattr(_plan_worker, "compile_trainer_step", compile_nothing)
-    monkeypatch.setattr(_plan_worker, "topology_devices", lambda machine: None)
+    monkeypatch.setattr(_plan_worker, "compile_traced_step", compile_once)
+    monkeypatch.setattr(_plan_worker, "topology_devices", lambda machine: np.array(jax.devices()))
+    return compiled
+
+
+def test_a_plan_that_is_kept_is_not_made_again_until_its_config_changes(
+    tmp_path, monkeypatch, on_this_machine
+):
     path = tmp_path / "plan.json"
     first = _plan_worker.run(_REQUEST, path)
-    assert first["error"] == "does not fit, says the compiler: 78.81G of 15.75G"
+    assert Plan.from_json(first["plan"]).num_params > 10**6
     assert _plan_worker.run(_REQUEST, path) == first
-    assert compiled == [7]
-    _plan_worker.run({**_REQUEST, "overrides": ["max_step=8"]}, path)
-    assert compiled == [7, 8]
+    assert on_this_machine == [7]
+    # A new version of what a plan says is made of the program that was kept.
+    monkeypatch.setattr(_plan_worker, "_VERSION", 99)
+    assert _plan_worker.run(_REQUEST, path) == {**first, "version": 99}
+    assert on_this_machine == [7]
+    _plan_worker.run({**_REQUEST, "overrides": ["max_step=9"]}, path)
+    assert on_this_machine == [7, 9]
+
+
+def test_a_step_that_the_compiler_refuses_has_a_plan_with_all_that_is_known(tmp_path, on_this_machine):
+    result = _plan_worker.run({**_REQUEST, "overrides": ["max_step=9"]}, tmp_path / "plan.json")
+    plan = Plan.from_json(result["plan"])
+    assert plan.failure == "it does not fit, says the compiler (78.81G of 15.75G)"
+    assert plan.peak_bytes == int(78.81 * _GIB)
+    assert plan.parts["parameters"] > 10**6
+    assert not plan.fits
+    assert plan.step_seconds() is None
+    assert any("GradientAccumulationModifier" in line for line in plan.advice)
 
 
 def test_a_failure_is_a_row_with_its_reason(tmp_path, capsys):

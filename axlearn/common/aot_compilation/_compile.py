@@ -21,12 +21,28 @@ _LIBTPU_ENVIRONMENT = {
 }
 
 
-class CompiledStep(NamedTuple):
-    """A step compiled for a machine.
+class TracedStep(NamedTuple):
+    """A step for a machine, before the compiler sees it.
 
     Attributes:
         trainer: The trainer whose step it is; its devices are those of the machine, on which nothing can run.
         mesh: Their mesh.
+        traced: The program.
+        seconds: What tracing took.
+    """
+
+    trainer: Any
+    mesh: jax.sharding.Mesh
+    traced: jax.stages.Traced
+    seconds: float
+
+
+class CompiledStep(NamedTuple):
+    """A step compiled for a machine.
+
+    Attributes:
+        trainer: As in `TracedStep`.
+        mesh: Likewise.
         compiled: The program.
         traced: The program before the compiler saw it.
         seconds: What tracing, lowering and compiling took.
@@ -101,6 +117,40 @@ def _environment(variables: dict[str, str]) -> Iterator[None]:
             del os.environ[name]
 
 
+def trace_trainer_step(trainer_config: InstantiableConfig, *, devices: np.ndarray) -> TracedStep:
+    """Builds a trainer on devices, which need not be there, and traces its step; compiles nothing.
+
+    Args:
+        trainer_config: The trainer's config, for the machine; it is not changed.
+        devices: The devices.
+
+    Returns:
+        The step.
+    """
+    trainer = trainer_config.clone().instantiate(parent=None, devices=devices)
+    start = time.perf_counter()
+    with trainer.mesh() as mesh:
+        traced = trainer.programs.trace_train_step()
+    return TracedStep(trainer, mesh, traced, time.perf_counter() - start)
+
+
+def compile_traced_step(step: TracedStep, *, compiler_options: dict[str, Any] | None = None) -> CompiledStep:
+    """Compiles a step for the devices for which it was traced.
+
+    Args:
+        step: The step.
+        compiler_options: For the compiler; None: its defaults.
+
+    Returns:
+        The compiled step.
+    """
+    start = time.perf_counter()
+    with step.trainer.mesh() as mesh:
+        compiled = step.traced.lower().compile(compiler_options)
+    seconds = step.seconds + time.perf_counter() - start
+    return CompiledStep(step.trainer, mesh, compiled, step.traced, seconds)
+
+
 def compile_trainer_step(
     trainer_config: InstantiableConfig, *, devices: np.ndarray, compiler_options: dict[str, Any] | None = None
 ) -> CompiledStep:
@@ -114,9 +164,6 @@ def compile_trainer_step(
     Returns:
         The step.
     """
-    trainer = trainer_config.clone().instantiate(parent=None, devices=devices)
-    start = time.perf_counter()
-    with trainer.mesh() as mesh:
-        traced = trainer.programs.trace_train_step()
-        compiled = traced.lower().compile(compiler_options)
-    return CompiledStep(trainer, mesh, compiled, traced, time.perf_counter() - start)
+    return compile_traced_step(
+        trace_trainer_step(trainer_config, devices=devices), compiler_options=compiler_options
+    )

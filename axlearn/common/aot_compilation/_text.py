@@ -5,6 +5,8 @@ from typing import Optional
 from axlearn.common.aot_compilation._plan import BETWEEN_SLICES, WITHIN_SLICE, Plan
 
 _GIB = 2**30
+# What a bar of the memory has at most, in characters.
+_BAR_WIDTH = 40
 
 
 def plan_text(plan: Plan) -> str:
@@ -14,61 +16,72 @@ def plan_text(plan: Plan) -> str:
 
 def _head(plan: Plan) -> list[str]:
     mesh = ", ".join(f"{name}={size}" for name, size in plan.mesh_shape.items() if size > 1) or "one device"
+    slices = f" in {plan.num_slices} slices" if plan.num_slices > 1 else ""
+    across = f" ({', '.join(plan.slice_axes)} from slice to slice)" if plan.slice_axes else ""
     return [
-        f"{plan.machine}: {plan.num_devices} devices, mesh {mesh}",
+        f"{plan.machine}: {plan.num_devices} devices{slices}, mesh {mesh}{across}",
         f"{plan.num_params / 1e9:.3g} billion parameters, {plan.tokens:,} tokens a step",
     ]
 
 
 def _memory(plan: Plan) -> list[str]:
-    width = max(map(len, plan.parts))
+    peak_name = "peak, by the compiler"
+    width = max(map(len, [*plan.parts, peak_name]))
     lines = [
-        f"  {name:<{width}} {size / _GIB:9.3f} GiB {_bar(size / plan.memory_bytes)}"
+        f"  {name:<{width}} {size / _GIB:9.3f} GiB {_bar(size / plan.memory_bytes)}".rstrip()
         for name, size in plan.parts.items()
     ]
     share = plan.peak_bytes / plan.memory_bytes
-    return [
-        "Memory of each device:",
-        *lines,
-        f"  {'peak, by the compiler':<{width}} {plan.peak_bytes / _GIB:9.3f} GiB of {plan.memory_bytes / _GIB:g} GiB "
-        f"({share:.0%})",
-    ]
+    peak = f"{plan.peak_bytes / _GIB:9.3f} GiB of {plan.memory_bytes / _GIB:g} GiB ({share:.0%})"
+    lines.append(f"  {peak_name:<{width}} {peak if plan.peak_bytes else '  not known'}")
+    if plan.host_bytes:
+        lines.append(f"  {'on the host':<{width}} {plan.host_bytes / _GIB:9.3f} GiB")
+    return ["Memory of each device:", *lines]
 
 
-def _bar(share: float, *, width: int = 40) -> str:
-    return "#" * max(0, min(width, round(share * width)))
+def _bar(share: float) -> str:
+    return "#" * max(0, min(_BAR_WIDTH, round(share * _BAR_WIDTH)))
 
 
 def _work(plan: Plan) -> list[str]:
+    moved = f", {(plan.product_bytes + plan.other_bytes) / 1e9:.4g} GB to and from memory"
+    moved += f" ({plan.other_bytes / 1e9:.4g} GB of it without a product)"
     lines = [
         "Work of each device in a step:",
-        f"  {plan.flops / plan.num_devices / 1e12:.4g} TFLOP ({plan.flops / plan.model_flops:.2f} x the model's own), "
-        f"{plan.accessed_bytes / 1e9:.4g} GB to and from memory",
+        f"  {plan.flops / plan.num_devices / 1e12:.4g} TFLOP ({plan.flops / plan.model_flops:.2f} x the model's own)"
+        + ("" if plan.failure else moved),
     ]
+    if plan.offload_bytes:
+        lines.append(f"  to and from the host's memory: {plan.offload_bytes / 1e9:.4g} GB")
     for row in plan.traffic:
         lines.append(
             f"  {row.kind} over {', '.join(row.axes)}: {row.count} times, {row.sent_bytes / 1e9:.4g} GB sent, "
-            f"{row.link}{_seconds(row.seconds, before=', ')}"
+            f"{row.link}{_seconds(row.seconds, before=', ')}{', overlaps' if row.overlaps else ''}"
         )
     return lines
 
 
 def _times(plan: Plan) -> list[str]:
-    bounds = plan.step_seconds()
     lines = [
         "Time of a step, each at the vendor's full rate:",
         f"  compute {_seconds(plan.compute_seconds)}, memory {_seconds(plan.memory_seconds)}, "
         f"{WITHIN_SLICE} {_seconds(plan.link_seconds(WITHIN_SLICE))}, "
         f"{BETWEEN_SLICES} {_seconds(plan.link_seconds(BETWEEN_SLICES))}",
     ]
-    if bounds is not None and plan.compute_seconds:
-        busy = plan.model_flops / plan.flops * plan.compute_seconds
-        best, worst = bounds
-        lines.append(
-            f"  {best:.3g} s if everything overlaps (MFU {busy / best:.0%}), {worst:.3g} s if no communication "
-            f"does (MFU {busy / worst:.0%})"
-        )
+    if plan.failure:
+        return [lines[0], f"  compute {_seconds(plan.compute_seconds)}; the rest takes a program"]
+    step = plan.step_seconds()
+    if step is not None:
+        lines += [
+            f"  predicted: {_with_mfu(plan, step.predicted)}, as the program is written",
+            f"  {_with_mfu(plan, step.best)} if everything overlaps, {_with_mfu(plan, step.worst)} if no "
+            "communication does",
+        ]
     return lines
+
+
+def _with_mfu(plan: Plan, seconds: float) -> str:
+    return f"{seconds:.3g} s (MFU {plan.mfu(seconds) or 0:.0%})"
 
 
 def _seconds(value: Optional[float], *, before: str = "") -> str:
@@ -78,16 +91,8 @@ def _seconds(value: Optional[float], *, before: str = "") -> str:
 def _verdict(plan: Plan) -> list[str]:
     if plan.fits:
         return ["It fits."]
-    missing = plan.peak_bytes - plan.memory_bytes
-    temporary = plan.parts["activations and temporaries"]
-    if temporary > plan.peak_bytes / 2:
-        advice = (
-            "Activations take most: save less (remat_spec, or offload), accumulate gradients over more "
-            "micro-batches, or split rows or positions over more devices."
-        )
+    if plan.failure:
+        verdict = f"It does not compile: {plan.failure}."
     else:
-        advice = (
-            "The state takes most: split it over more devices (fsdp or model), or keep the optimizer's state on "
-            "the host (offload_optimizer)."
-        )
-    return [f"It does not fit: {missing / _GIB:.3g} GiB too much. {advice}"]
+        verdict = f"It does not fit: {(plan.peak_bytes - plan.memory_bytes) / _GIB:.3g} GiB too much."
+    return [verdict, *(f"  {line}" for line in plan.advice)]

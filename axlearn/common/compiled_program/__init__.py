@@ -6,6 +6,7 @@ from axlearn.common.compiled_program._computations import Computation as Computa
 from axlearn.common.compiled_program._computations import Instruction as Instruction
 from axlearn.common.compiled_program._computations import parse_program as parse_program
 from axlearn.common.compiled_program._groups import parse_groups as parse_groups
+from axlearn.common.compiled_program._traffic import AccessedBytes as AccessedBytes
 from axlearn.common.compiled_program._traffic import bytes_accessed as bytes_accessed
 from axlearn.common.compiled_program._trips import UnknownTripCountError as UnknownTripCountError
 from axlearn.common.compiled_program._trips import executions_of as executions_of

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from axlearn.common.compiled_program._computations import Computation, Instruction, array_sizes, parse_program
 from axlearn.common.compiled_program._groups import axes_of_groups, parse_groups
-from axlearn.common.compiled_program._trips import executions_of
+from axlearn.common.compiled_program._trips import called_by, executions_of
 
 _KINDS = (
     "all-gather",
@@ -19,6 +19,8 @@ _KINDS = (
 )
 # XLA for TPU writes a reduce-scatter as an all-reduce and the slice that is kept, in a computation of this name.
 _FUSED_REDUCE_SCATTER = "all-reduce-scatter"
+# And one that computes while it moves, in a computation of this name.
+_FUSED_TO_OVERLAP = "async_collective_fusion"
 
 _TRANSFER = re.compile(r'_xla_megascale_transfer_type="([A-Z_]+)"')
 _TRANSFER_SLICES = re.compile(r'_xla_megascale_target="\{([0-9,]+)\}')
@@ -42,6 +44,7 @@ class Collective(NamedTuple):
         num_runs: How often it runs in one run of the program.
         is_between_slices: Whether it goes over the network between slices, by way of their hosts.
         op_name: What jax calls the operation that it is for, such as "jit(step)/while/body/dot_general".
+        is_async: Whether the program goes on while it runs; else it waits.
     """
 
     kind: str
@@ -51,6 +54,7 @@ class Collective(NamedTuple):
     num_runs: int
     is_between_slices: bool
     op_name: str
+    is_async: bool
 
     @property
     def sent_bytes(self) -> float:
@@ -86,20 +90,39 @@ def collectives_of(
     """
     computations = parse_program(text)
     counts = executions_of(computations)
+    asynchronous = _asynchronous(computations)
     found = []
     for computation in computations.values():
         for instruction in computation.instructions.values():
             count = counts[computation.name]
+            is_async = computation.name in asynchronous
             collective = _collective(
-                instruction, computation, count=count, mesh_shape=dict(mesh_shape)
+                instruction, computation, count=count, mesh_shape=dict(mesh_shape), is_async=is_async
             ) or _transfer(instruction, computation, count=count, axes=tuple(slice_axes))
             if collective is not None:
                 found.append(collective)
     return found
 
 
+def _asynchronous(computations: Mapping[str, Computation]) -> set[str]:
+    """The computations that run beside what starts them, and those into which collectives were fused to overlap."""
+    started = {
+        name
+        for computation in computations.values()
+        for instruction in computation.instructions.values()
+        if instruction.operation == "async-start"
+        for name in called_by(instruction)
+    }
+    return started | {name for name in computations if _FUSED_TO_OVERLAP in name}
+
+
 def _collective(
-    instruction: Instruction, computation: Computation, *, count: int, mesh_shape: dict[str, int]
+    instruction: Instruction,
+    computation: Computation,
+    *,
+    count: int,
+    mesh_shape: dict[str, int],
+    is_async: bool,
 ) -> Collective | None:
     kind = instruction.operation.removesuffix("-start")
     if kind not in _KINDS or count == 0:
@@ -118,7 +141,8 @@ def _collective(
     whole = _whole_bytes(instruction, kind, computation, group_size=group_size)
     if _FUSED_REDUCE_SCATTER in computation.name and kind == "all-reduce":
         kind = "reduce-scatter"
-    return Collective(kind, axes, group_size, whole, count, False, _op_name(instruction))
+    is_async = is_async or instruction.operation.endswith("-start")
+    return Collective(kind, axes, group_size, whole, count, False, _op_name(instruction), is_async)
 
 
 def _transfer(
@@ -134,7 +158,7 @@ def _transfer(
     group_size = len(slices[1].split(",")) if slices else 2
     sent = sum(array_sizes(computation.instructions[instruction.operands[0]].shape))
     whole = sent * group_size if kind == "all-gather" else sent
-    return Collective(kind, axes, group_size, whole, count, True, _op_name(instruction))
+    return Collective(kind, axes, group_size, whole, count, True, _op_name(instruction), True)
 
 
 def _whole_bytes(instruction: Instruction, kind: str, computation: Computation, *, group_size: int) -> int:

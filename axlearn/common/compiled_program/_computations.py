@@ -5,6 +5,7 @@ that of `Compiled.as_text()`, the same for CPU, GPU and TPU but for their layout
 """
 
 import re
+from collections.abc import Collection, Iterator
 from typing import NamedTuple, Optional
 
 # Bits of an element; a type that is not here is not an array's.
@@ -20,8 +21,11 @@ _BITS = {
     "c64": 64,
     "c128": 128,
 }
-_ARRAY = re.compile(r"\b([a-z]+[0-9]*[a-z0-9]*)\[([0-9,<= ]*)\]")
+_ARRAY = re.compile(r"\b([a-z]+[0-9]*[a-z0-9]*)\[([0-9,<= ]*)\](\{[^{}]*\})?")
+_SPACE = re.compile(r"S\((\d+)\)")
 _HEADER = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\) -> .* \{$")
+# A line that begins so within an instruction goes on with a second bracket: `}}, metadata=`.
+_END = re.compile(r"^\}(,? *[a-z_]+=|\s*$)")
 _INSTRUCTION = re.compile(r"^\s+(ROOT )?%?([\w.\-]+) = (.*)$")
 _OPERATION = re.compile(r"([\w\-]+)\(")
 _NAME = re.compile(r"%([\w.\-]+)")
@@ -82,12 +86,12 @@ def parse_program(text: str) -> dict[str, Computation]:
     """
     computations: dict[str, Computation] = {}
     current: Optional[Computation] = None
-    for line in text.splitlines():
+    for line in _whole_lines(text):
         header = _HEADER.match(line)
         if header:
             current = Computation(header[2], is_entry=bool(header[1]), instructions={})
             computations[current.name] = current
-        elif line.startswith("}"):
+        elif _END.match(line):
             current = None
         elif current is not None:
             instruction = _parse_instruction(line)
@@ -96,6 +100,21 @@ def parse_program(text: str) -> dict[str, Computation]:
     if not any(computation.is_entry for computation in computations.values()):
         raise ValueError("the text is no compiled module: it has no ENTRY computation.")
     return computations
+
+
+def _whole_lines(text: str) -> Iterator[str]:
+    """Yields the lines, those of one instruction as one: what a kernel notes of itself may have several."""
+    parts: list[str] = []
+    for line in text.splitlines():
+        if parts and (_INSTRUCTION.match(line) or _HEADER.match(line) or _END.match(line)):
+            yield " ".join(parts)
+            parts = []
+        if parts or _INSTRUCTION.match(line):
+            parts.append(line)
+        else:
+            yield line
+    if parts:
+        yield " ".join(parts)
 
 
 def _parse_instruction(line: str) -> Optional[Instruction]:
@@ -144,12 +163,17 @@ def _closing(text: str, opening: int) -> int:
     return len(text)
 
 
-def array_sizes(shape: str) -> list[int]:
-    """Returns the bytes of each array of a shape, of a tuple's in order; padding of the layout does not count."""
+def array_sizes(shape: str, *, spaces: Optional[Collection[int]] = None) -> list[int]:
+    """Returns the bytes of each array of a shape, of a tuple's in order; padding of the layout does not count.
+
+    Args:
+        shape: As the program writes it.
+        spaces: The memory spaces that count, as layouts name them: 0 is the device's main memory. None: all.
+    """
     sizes = []
-    for kind, dims in _ARRAY.findall(_without_layouts(shape)):
+    for kind, dims, layout in _ARRAY.findall(re.sub(r"/\*.*?\*/", "", shape)):
         bits = _bits_of(kind)
-        if bits is None:
+        if bits is None or (spaces is not None and _space_of(layout) not in spaces):
             continue
         count = 1
         for dim in dims.split(","):
@@ -159,8 +183,9 @@ def array_sizes(shape: str) -> list[int]:
     return sizes
 
 
-def _without_layouts(shape: str) -> str:
-    return re.sub(r"\{[^{}]*\}", "", re.sub(r"/\*.*?\*/", "", shape))
+def _space_of(layout: str) -> int:
+    match = _SPACE.search(layout)
+    return int(match[1]) if match else 0
 
 
 def _bits_of(kind: str) -> Optional[int]:

@@ -8,7 +8,9 @@ import numpy as np
 
 _LISTED = re.compile(r"(?:replica_groups|source_target_pairs)=\{((?:\{[0-9, ]*\},?)*)\}")
 _IOTA = re.compile(r"replica_groups=\[([0-9,]+)\]<=\[([0-9,]+)\](?:T\(([0-9,]+)\))?")
-_MESH = re.compile(r"replica_groups=mesh\[([^\]]*)\]\s*\{([^}]*)\}")
+_MESH = re.compile(
+    r"replica_groups=mesh\[([^\]]*)\](?:, *device_ids=\(\[([0-9,]+)\](?:T\(([0-9,]+)\))?\))?\s*\{([^}]*)\}"
+)
 _AXIS = re.compile(r"'([^']+)'=([0-9]+)")
 
 
@@ -25,11 +27,12 @@ def parse_groups(attributes: str, *, num_devices: int) -> Optional[list[tuple[in
 
     Reference:
         The forms: `{{0,1},{2,3}}`; `[2,2]<=[2,2]T(1,0)`, the numbers 0, 1, ... in the second shape, transposed and
-        cut into groups of the first's last size; `mesh['a'=2,'b'=2] {'a'}`, the devices that differ along axis a only.
+        cut into groups of the first's last size; `mesh['a'=2,'b'=2] {'a'}`, the devices that differ along axis a only,
+        which are numbered as `device_ids=([2,2]T(1,0))` says.
     """
     match = _MESH.search(attributes)
     if match:
-        return _mesh_groups(match[1], match[2])
+        return _mesh_groups(match[1], match[4], ids=_iota(match[2], match[3]) if match[2] else None)
     match = _IOTA.search(attributes)
     if match:
         return _iota_groups(match[1], match[2], match[3])
@@ -46,18 +49,21 @@ def _numbers(text: str) -> tuple[int, ...]:
 
 
 def _iota_groups(groups: str, shape: str, order: Optional[str]) -> list[tuple[int, ...]]:
+    return [tuple(row.tolist()) for row in _iota(shape, order).reshape(-1, _numbers(groups)[-1])]
+
+
+def _iota(shape: str, order: Optional[str]) -> np.ndarray:
     dims = _numbers(shape)
     ids = np.arange(math.prod(dims)).reshape(dims)
-    if order is not None:
-        ids = ids.transpose(_numbers(order))
-    return [tuple(row.tolist()) for row in ids.reshape(-1, _numbers(groups)[-1])]
+    return ids if order is None else ids.transpose(_numbers(order))
 
 
-def _mesh_groups(axes: str, along: str) -> list[tuple[int, ...]]:
+def _mesh_groups(axes: str, along: str, *, ids: Optional[np.ndarray]) -> list[tuple[int, ...]]:
     sizes = {name: int(size) for name, size in _AXIS.findall(axes)}
     moving = [list(sizes).index(name) for name in re.findall(r"'([^']+)'", along)]
     staying = [i for i in range(len(sizes)) if i not in moving]
-    ids = np.arange(math.prod(sizes.values())).reshape(tuple(sizes.values()))
+    shape = tuple(sizes.values())
+    ids = np.arange(math.prod(shape)).reshape(shape) if ids is None else ids.reshape(shape)
     group_size = math.prod(ids.shape[i] for i in moving)
     return [tuple(row.tolist()) for row in ids.transpose([*staying, *moving]).reshape(-1, group_size)]
 

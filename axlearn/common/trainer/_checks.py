@@ -9,6 +9,7 @@ from axlearn.common.config import REQUIRED, RequiredFieldMissingError, error_mes
 from axlearn.common.learner import BaseLearner
 from axlearn.common.module import Module
 from axlearn.common.quantized_dot_general import get_all_fp8_param_names, uses_fp8
+from axlearn.common.trainer._saved_step import problems_of_executable
 from axlearn.common.utils import Nested, flatten_items
 
 # Fields of the public config whose machinery this version lacks; setting one is refused, not ignored.
@@ -96,7 +97,7 @@ def _problems(cfg: Any) -> list[str]:
                     expected=f"some of {tuple(cfg.mesh_axis_names)}",
                 )
             )
-    return problems
+    return [*problems, *problems_of_executable(cfg)]
 
 
 @contextlib.contextmanager

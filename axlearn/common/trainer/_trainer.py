@@ -51,6 +51,7 @@ from axlearn.common.trainer._position import DataPosition, PositionedIterator
 from axlearn.common.trainer._prefetch import BatchPrefetcher
 from axlearn.common.trainer._programs import Programs
 from axlearn.common.trainer._restoring import begin_text, complete_state, state_to_restore
+from axlearn.common.trainer._saved_step import load_train_step
 from axlearn.common.trainer._signals import StopSignals
 from axlearn.common.trainer._state import TrainerState, as_raw_key
 from axlearn.common.trainer._throughput import Peak, Throughput
@@ -153,6 +154,12 @@ class SpmdTrainer(Module):
         # None or True: the step is compiled once, for the shapes that the input declares, and another shape
         # is an error. False: it is compiled again for each new shape of a batch.
         cache_compiled_train_step: Optional[bool] = None
+        # The folder with the compiled step that `axlearn plan --save_executable` keeps: it is loaded. None: the step is
+        # compiled.
+        executable_dir: Optional[str] = None
+        # True: the step is compiled, with a warning, where the one in executable_dir is for something else. None or
+        # False: that is an error.
+        executable_fallback: Optional[bool] = None
         # Steps between two lines of the log and of metrics.jsonl's full records. None: 100.
         log_every_n_steps: Optional[int] = None
         # None or True: a run that cannot fit into the memory there is refused before it begins. False: it is
@@ -511,6 +518,8 @@ class SpmdTrainer(Module):
         if self.config.cache_compiled_train_step is False:
             return self._programs.jit_train_step()
         with self.record_event(EventType.COMPILATION):
+            if self.config.executable_dir is not None:
+                return load_train_step(self.config, programs=self._programs, mesh=self._mesh)
             return self.compile_train_step()
 
     def _throughput(self) -> Throughput:

@@ -10,13 +10,20 @@ import pytest
 
 from axlearn.common.aot_compilation import (
     Plan,
+    advise,
     compile_trainer_step,
+    compiled_facts,
     flops_of,
+    make_failed_plan,
     make_plan,
     plan_text,
+    read_facts,
     speeds_of,
     topology_devices,
+    trace_trainer_step,
+    write_facts,
 )
+from axlearn.common.config import apply_overrides
 from axlearn.common.machines import Machine, machine_of
 from axlearn.experiments.text.gpt import fuji_tiny
 
@@ -79,27 +86,73 @@ def tpu_plan(plan):
     first, second, *rest = plan.traffic
     traffic = [
         dataclasses.replace(first, seconds=0.5),
-        dataclasses.replace(second, seconds=0.25, link="network between slices"),
+        dataclasses.replace(second, seconds=0.25, link="network between slices", overlaps=True),
         *(dataclasses.replace(row, seconds=0.0) for row in rest),
     ]
-    return dataclasses.replace(plan, traffic=traffic, compute_seconds=0.4, memory_seconds=0.3)
+    return dataclasses.replace(
+        plan, traffic=traffic, compute_seconds=0.4, product_memory_seconds=0.1, other_memory_seconds=0.2
+    )
 
 
 def test_the_time_of_a_step_lies_between_full_overlap_and_none(tpu_plan):
-    assert tpu_plan.step_seconds() == (0.5, pytest.approx(0.4 + 0.5 + 0.25))
+    """Products are bound by compute here; other operations come after them; what overlaps costs nothing."""
+    step = tpu_plan.step_seconds()
+    assert step.best == 0.5
+    assert step.predicted == pytest.approx(0.4 + 0.2 + 0.5)
+    assert step.worst == pytest.approx(0.4 + 0.2 + 0.5 + 0.25)
+    slower = dataclasses.replace(tpu_plan, product_memory_seconds=0.7)
+    assert slower.step_seconds().predicted == pytest.approx(0.7 + 0.2 + 0.5)
+    assert tpu_plan.mfu(0.8) == pytest.approx(tpu_plan.model_flops / tpu_plan.flops * 0.5)
+
+
+def test_parameters_are_listed_with_what_each_device_has_of_them(plan):
+    parameters = {x.path: x for x in plan.parameters}
+    weight = parameters["decoder/transformer/repeat/layer/feed_forward/linear2/weight"]
+    assert (weight.spec, weight.num_parts) == (((), ("model",), ("fsdp",)), 8)
+    assert weight.num_bytes == math.prod(weight.shape) * 4 // 8
+    assert sum(x.num_bytes for x in plan.parameters) == plan.parts["parameters"]
+
+
+def test_a_plan_made_of_what_was_kept_is_the_same(plan, step, tmp_path):
+    path = tmp_path / "facts.gz"
+    write_facts(compiled_facts(step.compiled, seconds=step.seconds), path=path, key="one")
+    assert read_facts(path, key="another") is None
+    kept = read_facts(path, key="one")
+    assert make_plan(step, machine=_CPU, facts=kept) == plan
+    path.write_bytes(path.read_bytes()[:-100])
+    assert read_facts(path, key="one") is None
+
+
+def test_advice_is_tried_on_the_specs_of_the_trainer(plan, tmp_path):
+    """The embedding is whole on each device, and what it names does what it says."""
+    cfg = fuji_tiny.trainer_config(data_dir="FAKE")
+    cfg.set(dir=str(tmp_path), mesh_shape=(1, 2, 1, 4, 1, 1))
+    cfg.model.decoder.emb.token_emb.param_partition_spec = (None, None)
+    devices = np.array(jax.devices())
+    traced = trace_trainer_step(cfg, devices=devices)
+    failed = make_failed_plan(
+        traced, machine=_CPU._replace(memory_bytes=2**20), failure="no", peak_bytes=2**21, compile_seconds=0
+    )
+    assert not failed.fits
+    lines = advise(failed, trainer_config=cfg, devices=devices)
+    flag = '--set "model.decoder.emb.token_emb.param_partition_spec=('
+    (embedding,) = [line for line in lines if line.startswith(flag)]
+    override, told = embedding.removeprefix('--set "').split('": the state is ')
+    apply_overrides(cfg, [override])
+    needs = trace_trainer_step(cfg, devices=devices).trainer.programs.memory_needs()
+    assert told.startswith(f"{sum(needs.state.values()) / _GIB:.3g} GiB then")
+    assert any("mesh_shape=(1,1,1,-1,1,1)" in line for line in lines)
+    assert any("offload_optimizer" in line for line in lines)
+    assert advise(plan, trainer_config=cfg, devices=devices) == []
 
 
 def test_a_step_that_does_not_fit_is_told_with_what_is_missing_and_what_to_do(plan):
-    small = dataclasses.replace(plan, memory_bytes=plan.peak_bytes - _GIB // 100)
+    small = dataclasses.replace(plan, memory_bytes=plan.peak_bytes - _GIB // 100, advice=("do this",))
     assert not small.fits
-    assert (
-        plan_text(small)
-        .splitlines()[-1]
-        .startswith("It does not fit: 0.01 GiB too much. Activations take most")
-    )
-    mostly_state = dataclasses.replace(small, parts={**small.parts, "activations and temporaries": 0})
-    assert "The state takes most" in plan_text(mostly_state)
+    assert plan_text(small).splitlines()[-2:] == ["It does not fit: 0.01 GiB too much.", "  do this"]
     assert plan_text(plan).splitlines()[-1] == "It fits."
+    failed = dataclasses.replace(small, failure="the compiler gave up")
+    assert plan_text(failed).splitlines()[-2] == "It does not compile: the compiler gave up."
 
 
 def test_products_in_loops_branches_and_shards_are_counted():

@@ -117,6 +117,8 @@ def test_a_program_on_one_device_moves_nothing():
         ("replica_groups=mesh['a'=2,'b'=2] {'b'}, x=1", [(0, 1), (2, 3)]),
         ("replica_groups=mesh['a'=2,'b'=2] {'a'}", [(0, 2), (1, 3)]),
         ("replica_groups=mesh['a'=2,'b'=2] {'a','b'}", [(0, 1, 2, 3)]),
+        ("replica_groups=mesh['a'=2,'b'=2], device_ids=([2,2]T(1,0)) {'a'}, x=1", [(0, 1), (2, 3)]),
+        ("replica_groups=mesh['a'=2,'b'=1,'c'=2], device_ids=([4]) {'a'}", [(0, 2), (1, 3)]),
         ("source_target_pairs={{0,1},{1,0}}", [(0, 1), (1, 0)]),
         ("dimensions={0}", None),
     ],
@@ -160,6 +162,24 @@ ENTRY %main (x: f32[8,16]) -> f32[8,16] {{
     first, second = collectives_of(text, mesh_shape={"data": 12}, slice_axes=("data",))
     assert first[:6] == ("all-reduce", ("data",), 3, 512, 1, True)
     assert second[:6] == ("collective-permute", ("data",), 2, 512, 1, True)
+
+
+def test_what_a_kernel_notes_of_itself_in_several_lines_ends_no_computation():
+    """As splash attention's notes stand in programs of libtpu 0.0.42.1; behind them a layer's traffic follows."""
+    text = """HloModule step
+
+ENTRY %main (x: f32[8,16]) -> f32[8,16] {
+  %x = f32[8,16]{1,0:T(8,128)} parameter(0)
+  %kernel = f32[8,16]{1,0} custom-call(%x), custom_call_target="tpu_custom_call", frontend_attributes={kernel_metadata={
+"xprof_metadata":"{\\"block_q\\": 512}"
+}}, metadata={op_name="jit(step)/pallas_call"}
+  ROOT %sum = f32[8,16]{1,0} all-reduce(%kernel), replica_groups={{0,1}}, to_apply=%add
+}, execution_thread="main"
+"""
+    (found,) = collectives_of(text, mesh_shape={"data": 2})
+    assert found[:4] == ("all-reduce", ("data",), 2, 512)
+    kernel = parse_program(text)["main"].instructions["kernel"]
+    assert 'op_name="jit(step)/pallas_call"' in kernel.attributes
 
 
 def test_a_loop_of_unknown_length_is_an_error_that_names_it():

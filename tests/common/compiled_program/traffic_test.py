@@ -8,7 +8,7 @@ from axlearn.common.compiled_program import bytes_accessed
 
 def _bytes(fn, *shapes):
     args = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
-    return bytes_accessed(jax.jit(fn).lower(*args).compile().as_text())
+    return bytes_accessed(jax.jit(fn).lower(*args).compile().as_text()).total
 
 
 def test_an_elementwise_chain_reads_its_input_and_writes_its_output_once():

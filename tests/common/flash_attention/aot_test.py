@@ -22,7 +22,7 @@ from axlearn.common.utils import build_mesh, save_and_offload_only_these_names_r
 from tests.common.flash_attention.kernel_cases import CASES, NUM_HEADS, SEQ, build, forward_and_grads
 
 pytest.importorskip("libtpu")
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.tpu_aot
 
 _TOPOLOGIES = ("v4:2x2x1", "v5e:2x2", "v5p:2x2x1", "v6e:2x2", "tpu7x:2x2x1")
 _AXES = ("data", "seq", "model")
