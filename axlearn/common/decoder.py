@@ -32,6 +32,7 @@ from axlearn.common.layers import (
     LayerNorm,
     dims_split_by_batch_axes,
     gather_weight,
+    place_output_table,
     set_dropout_rate_recursively,
 )
 from axlearn.common.logit_modifiers import LogitsToLogitsFn
@@ -70,12 +71,26 @@ class LmHead(BaseLayer):
             )
         }
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Maps hidden states [batch, seq, dim] to logits [batch, seq, vocab_size]."""
+    def forward(self, x: Tensor, *, table: Optional[Tensor] = None) -> Tensor:
+        """Maps hidden states [batch, seq, dim] to logits [batch, seq, vocab_size].
+
+        Args:
+            x: Hidden states.
+            table: What `output_table` gave, by a caller that scores more than once; None: the weight as it is stored.
+        """
         spec, output_spec = self.config.param_partition_spec, self.config.output_partition_spec
-        dims = dims_split_by_batch_axes(spec, output_spec)
-        weight = gather_weight(self.parameters["weight"], spec, dims=dims)
-        return maybe_shard(jnp.einsum("bsd,vd->bsv", x, weight), output_spec)
+        if table is None:
+            dims = dims_split_by_batch_axes(spec, output_spec)
+            table = gather_weight(self.parameters["weight"], spec, dims=dims)
+        return maybe_shard(jnp.einsum("bsd,vd->bsv", x, table), output_spec)
+
+    def output_table(self) -> Tensor:
+        """Returns the weight [vocab_size, dim] placed for logits that lie as `output_partition_spec` says."""
+        cfg = self.config
+        weight, spec = self.parameters["weight"], cfg.param_partition_spec
+        if cfg.output_partition_spec is None:
+            return weight
+        return place_output_table(weight, spec, logits_partition_spec=cfg.output_partition_spec)
 
 
 class DecodingLayer(BaseLayer):
@@ -295,11 +310,13 @@ class Decoder(BaseLayer):
             x = self.output_norm(x)
         return maybe_shard(self.output_dropout(x), self.config.hidden_state_partition_spec)
 
-    def compute_logits(self, hidden_states: Tensor) -> Tensor:
+    def compute_logits(self, hidden_states: Tensor, *, table: Optional[Tensor] = None) -> Tensor:
         """Maps hidden states of `forward` to logits.
 
         Args:
             hidden_states: [batch, seq_len, dim].
+            table: What `output_table` gave, by a caller that comes more than once, such as a loop over chunks: then no
+                parameter is read here. None: the head's own.
 
         Returns:
             [batch, seq_len, vocab_size], in the type of the hidden states or in `logits_forward_dtype`.
@@ -307,18 +324,28 @@ class Decoder(BaseLayer):
         cfg = self.config
         if cfg.logits_forward_dtype is not None:
             hidden_states = hidden_states.astype(cfg.logits_forward_dtype)
-        logits = self._head(hidden_states)
+        logits = self._head(hidden_states, table=table)
         logits = maybe_shard(logits, cfg.logits_partition_spec)
         return logits if self._output_logits_modifier is None else self._output_logits_modifier(logits)
 
-    def _head(self, hidden_states: Tensor) -> Tensor:
-        return self.lm_head(hidden_states) if "lm_head" in self.children else self.attend(hidden_states)
+    def _head(self, hidden_states: Tensor, *, table: Optional[Tensor]) -> Tensor:
+        if "lm_head" in self.children:
+            return self.lm_head(hidden_states, table=table)
+        return self.attend(hidden_states, table=table)
 
-    def attend(self, hidden_states: Tensor) -> Tensor:
+    def attend(self, hidden_states: Tensor, *, table: Optional[Tensor] = None) -> Tensor:
         """Scores hidden states [batch, seq_len, dim] against the token embedding: [batch, seq_len, vocab]."""
         # In a context of its own: a decoding step has embedded its tokens in that of `emb`.
         with child_context("emb_attend", module=self.emb):
-            return self.emb.attend(hidden_states, logits_partition_spec=self.config.logits_partition_spec)
+            spec = self.config.logits_partition_spec
+            return self.emb.attend(hidden_states, logits_partition_spec=spec, table=table)
+
+    def output_table(self) -> Tensor:
+        """Returns the head's weight [vocab_size, dim], placed on the mesh as `compute_logits` multiplies by it."""
+        if "lm_head" in self.children:
+            return self.lm_head.output_table()
+        with child_context("emb_attend", module=self.emb):
+            return self.emb.output_table(logits_partition_spec=self.config.logits_partition_spec)
 
     def init_states(self, *, batch_size: int, max_len: int) -> dict[str, Any]:
         """Cached states before the first token.

@@ -108,7 +108,15 @@ class TransformerTextEmbeddings(BaseLayer):
         return self.dropout(x)
 
     def attend(
-        self, x: Float[Array, "*batch dim"], *, logits_partition_spec: Optional[Any] = None
+        self,
+        x: Float[Array, "*batch dim"],
+        *,
+        logits_partition_spec: Optional[Any] = None,
+        table: Optional[Float[Array, "vocab dim"]] = None,
     ) -> Float[Array, "*batch vocab"]:
         """Scores vectors against all token ids by the token embeddings; see `Embedding.attend`."""
-        return self.token_emb.attend(x, logits_partition_spec=logits_partition_spec)
+        return self.token_emb.attend(x, logits_partition_spec=logits_partition_spec, table=table)
+
+    def output_table(self, *, logits_partition_spec: Optional[Any] = None) -> Float[Array, "vocab dim"]:
+        """The token embeddings as they lie for `attend`; see `Embedding.output_table`."""
+        return self.token_emb.output_table(logits_partition_spec=logits_partition_spec)

@@ -48,6 +48,18 @@ def get_mesh() -> Mesh | AbstractMesh | None:
         return abstract_mesh
 
 
+def auto_axes_of(mesh: Mesh | AbstractMesh | None) -> dict[str, int]:
+    """The axes of a mesh with their sizes, without those that are manual here, inside of `shard_map`.
+
+    Args:
+        mesh: The mesh, such as `get_mesh` returns; None: there is none.
+    """
+    if mesh is None:
+        return {}
+    manual = set(getattr(mesh, "manual_axes", ()))
+    return {axis: size for axis, size in mesh.shape.items() if axis not in manual}
+
+
 def default_platform(mesh: Mesh | AbstractMesh | None) -> str:
     """The platform that a program is traced for: that of the mesh's devices, which need not be here.
 
@@ -165,3 +177,31 @@ def scan_operand_counts(params: Mapping[str, Any]) -> tuple[int, int]:
     # From jax 0.12 on, the trees of all three stand in the place of their sizes.
     consts, carry, _ = params["ft_in"].unpack()
     return len(consts), len(carry)
+
+
+class ShardMapSpecs(NamedTuple):
+    """How a `shard_map` equation cuts arrays up.
+
+    Attributes:
+        axes: The mesh axes that are manual inside.
+        outputs: For each result the mesh axes of each of its first dims, those of one device left out.
+    """
+
+    axes: frozenset[str]
+    outputs: tuple[tuple[tuple[str, ...], ...], ...]
+
+
+def shard_map_specs(params: Mapping[str, Any]) -> ShardMapSpecs:
+    """Returns how a `shard_map` equation cuts arrays up.
+
+    Args:
+        params: The parameters of the equation.
+    """
+    sizes = params["mesh"].shape
+    axes = params.get("manual_axes") or params.get("newly_manual_axes") or frozenset(sizes)
+
+    def entries(spec: Any) -> tuple[tuple[str, ...], ...]:
+        named = [(entry,) if isinstance(entry, str) else tuple(entry or ()) for entry in spec]
+        return tuple(tuple(axis for axis in entry if sizes[axis] > 1) for entry in named)
+
+    return ShardMapSpecs(frozenset(axes), tuple(entries(spec) for spec in params["out_specs"]))

@@ -312,3 +312,51 @@ def test_a_checkout_without_links_is_told_in_one_sentence(tmp_path):
         f"{tmp_path}/axlearn/experiments is not a folder: this checkout lost its links, as a zip "
         "download does. Use `git clone`, or make it a link to ../experiments."
     )
+
+
+_COUNTING = """
+import json, sys
+import jax
+counts = {"cache_hits": 0, "cache_misses": 0}
+def count(event, **kwargs):
+    name = event.rpartition("/")[2]
+    if name in counts:
+        counts[name] += 1
+jax.monitoring.register_event_listener(count)
+from axlearn.common import launch_trainer_main
+status = launch_trainer_main.main(["launch_trainer_main", *sys.argv[1:]])
+print(json.dumps(counts))
+sys.exit(status)
+"""
+
+
+def test_a_second_start_on_one_device_compiles_nothing_again(tmp_path):
+    sizes = {
+        "model.decoder.dim": 16,
+        "model.decoder.vocab_size": 64,
+        "input.vocab_size": 64,
+        "input.source_length": 16,
+        "input.global_batch_size": 2,
+        "max_step": 1,
+        "evalers": "{}",
+    }
+    changes = [f"--set={path}={value}" for path, value in sizes.items()]
+    counts = []
+    for run in ("first", "second"):
+        done = subprocess.run(
+            [
+                *(sys.executable, "-c", _COUNTING, "--config=fuji-tiny", "--data_dir=FAKE"),
+                *(f"--trainer_dir={tmp_path / run}", *changes),
+            ],
+            env=environment(AXLEARN_CACHE_DIR=str(tmp_path / "cache")),
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        counts.append(json.loads(done.stdout.splitlines()[-1]))
+    first, second = counts
+    # The step and what initialises the state are among them.
+    assert first["cache_misses"] >= 2
+    assert second["cache_misses"] == 0
+    assert second["cache_hits"] >= first["cache_misses"]

@@ -24,6 +24,7 @@ from axlearn.common.trainer_config_modifier import (
     PartitionSpecModifier,
     RematSpecModifier,
     ReplaceLayerConfigModifier,
+    ScanChunkModifier,
 )
 from axlearn.common.utils import HybridMeshShape, replace_layer_config_recursively
 from axlearn.experiments.text.gpt import fuji_tiny
@@ -297,3 +298,12 @@ class _Renaming(ConfigModifier):
 def test_a_chain_takes_modifiers_of_others():
     cfg = fuji_tiny.trainer_config()
     assert _chain(_Renaming.default_config(), _accumulation(2)).instantiate()(cfg).name == "renamed"
+
+
+def test_the_loss_in_chunks_is_set_and_only_where_a_model_knows_it():
+    cfg = fuji_tiny.trainer_config()
+    modifier = ScanChunkModifier.default_config().set(scan_chunk=64).instantiate()
+    assert modifier(cfg).model.scan_chunk == 64
+    cfg.model = cfg.model.decoder
+    with pytest.raises(ValueError, match=r"(?s)ScanChunkModifier.*: model: .*unknown field 'scan_chunk'"):
+        modifier(cfg)

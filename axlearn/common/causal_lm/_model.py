@@ -1,6 +1,5 @@
 """The causal language model."""
 
-import functools
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -12,6 +11,7 @@ import numpy as np
 from jax.sharding import PartitionSpec
 
 from axlearn.common.base_layer import BaseLayer
+from axlearn.common.causal_lm._chunks import losses_in_chunks
 from axlearn.common.causal_lm._metrics import BaseLossMetrics, LossOutputs, metrics_config
 from axlearn.common.config import REQUIRED, Required, config_class, error_message
 from axlearn.common.decoder import Decoder
@@ -127,7 +127,7 @@ class Model(BaseLayer):
 
     def _token_losses_in_chunks(self, hidden_states: Tensor, *, target_labels: Tensor) -> TokenLosses:
         """The same as `token_losses` of all logits, a chunk of positions at a time."""
-        batch_size, seq_len = target_labels.shape
+        seq_len = target_labels.shape[1]
         chunk_len = self.config.scan_chunk
         if chunk_len < 1 or seq_len % chunk_len:
             raise ValueError(
@@ -139,25 +139,28 @@ class Model(BaseLayer):
             )
         decoder, decoder_state, is_training = self.decoder, self.state["decoder"], self.is_training
 
-        # In a loop nothing can undo the recomputation, which `prevent_cse` would only make dearer.
-        @functools.partial(jax.checkpoint, prevent_cse=False)
-        def chunk_losses(chunk: tuple[Tensor, Tensor]) -> TokenLosses:
+        def chunk_losses(table: Tensor, hidden_states: Tensor, target_labels: Tensor) -> TokenLosses:
             logits, _ = functional(
                 decoder,
                 prng_key=None,
                 state=decoder_state,
-                inputs={"hidden_states": chunk[0]},
+                inputs={"hidden_states": hidden_states, "table": table},
                 method="compute_logits",
                 is_training=is_training,
                 drop_output_collections=("summaries", "state_updates", "module_outputs"),
             )
-            return token_losses(logits, chunk[1])
+            return token_losses(logits, target_labels)
 
-        def split(x: Tensor) -> Tensor:
-            return jnp.moveaxis(x.reshape(batch_size, -1, chunk_len, *x.shape[2:]), 1, 0)
-
-        terms = jax.lax.map(chunk_losses, (split(hidden_states), split(target_labels)))
-        return jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1).reshape(batch_size, seq_len), terms)
+        with child_context("decoder_head", module=decoder):
+            table = decoder.output_table()
+        return losses_in_chunks(
+            chunk_losses,
+            table=table,
+            hidden_states=hidden_states,
+            target_labels=target_labels,
+            chunk_len=chunk_len,
+            partition_spec=(decoder.config.logits_partition_spec or ())[:2],
+        )
 
     def _arrange(self, input_batch: Mapping[str, Tensor]) -> dict[str, Any]:
         """Puts what has an entry for each position in the order that the decoder takes, and splits every input."""

@@ -6,7 +6,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Optional
 
 import jax
-from jax.sharding import PartitionSpec
 
 from axlearn.common.config import REQUIRED, InstantiableConfig
 from axlearn.common.config_check._devices import devices_of, least_devices_for
@@ -26,9 +25,6 @@ from axlearn.common.utils import flatten_items
 
 # How deep the table of parameters looks: decoder/transformer.
 _PART_DEPTH = 2
-# Bytes from which on a parameter that is whole on every device is worth a note. The norms of 405B, 126 x 16384 floats,
-# are half of it, and a vocabulary of 32768 of the smallest recipe with rules, 1B, is 16 times it.
-_WORTH_SPLITTING = 2**24
 
 
 @dataclasses.dataclass(frozen=True)
@@ -204,31 +200,9 @@ def _replicated(trainer: SpmdTrainer) -> Iterator[Finding]:
 
 
 def _whole(trainer: SpmdTrainer) -> Iterator[Finding]:
-    """Large parameters that no layer asks to split, on a mesh that splits others."""
-    with trainer.mesh() as mesh:
-        specs = dict(flatten_items(trainer.programs.state_specs.model))
-        axes = {path: _split_axes(spec.sharding.spec, mesh.shape) for path, spec in specs.items()}
-        used = sorted({axis for entry in axes.values() for axis in entry})
-        for path, spec in specs.items():
-            size = array_bytes(spec.sharding.shard_shape(tuple(spec.shape)), spec.dtype)
-            open_axes = [
-                axis
-                for axis in used
-                if axis not in axes[path] and any(dim % mesh.shape[axis] == 0 for dim in spec.shape)
-            ]
-            if size >= _WORTH_SPLITTING and not axes[path] and open_axes:
-                names = ", ".join(f"{axis!r} ({mesh.shape[axis]})" for axis in open_axes)
-                yield Finding(
-                    Severity.NOTE,
-                    f"model/{path}",
-                    f"its {format_bytes(size)} are whole on every device; other parameters are split over {names}",
-                )
-
-
-def _split_axes(spec: PartitionSpec, sizes: Mapping[str, int]) -> set[str]:
-    """The mesh axes of more than one device over which an array is split."""
-    entries = [(entry,) if isinstance(entry, str) else entry or () for entry in spec]
-    return {axis for entry in entries for axis in entry if sizes[axis] > 1}
+    """Large parameters that no layer asks to split along an axis that splits others."""
+    for found in trainer.programs.whole_parameters().large:
+        yield Finding(Severity.WARNING, f"model/{found.path}", f"{found.what()}. {found.advice()}")
 
 
 def _rows(trainer: SpmdTrainer, data: Input, path: str) -> Iterator[Finding]:

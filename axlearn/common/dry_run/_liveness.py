@@ -7,7 +7,8 @@ The compiler decides in the end. What it is expected to do is modelled by four r
   they are costly and read more than once.
 - A reshaped or transposed value is the value itself.
 - A result takes the place of an operand that is not read again, if it is computed element by element.
-- A matrix that is split over axes that split the batch as well is gathered for the length of its product.
+- A matrix that is split over axes that split the batch as well is gathered for the length of its product, and what a
+  `shard_map` wants whole for the length of its program.
 """
 
 import math
@@ -201,7 +202,10 @@ class _Walk:
             return self._gathered_bytes(op)
         if op.name == "scan":
             return self._scan_bytes(op)
-        return max((peak_bytes(body, axis_sizes=self._axis_sizes) for body in op.bodies), default=0)
+        gathered = self._entering_bytes(op) if op.name == "shard_map" else 0
+        return gathered + max(
+            (peak_bytes(body, axis_sizes=self._axis_sizes) for body in op.bodies), default=0
+        )
 
     def _gathered_bytes(self, op: Op) -> int:
         (lhs_contracting, rhs_contracting), _ = op.params["dimension_numbers"]
@@ -217,6 +221,14 @@ class _Walk:
             if gathered != value.axes:
                 total += self._places.size(value, gathered)
         return total
+
+    def _entering_bytes(self, op: Op) -> int:
+        """Bytes of what a `shard_map` gathers before its program sees it."""
+        sizes = [
+            (0 if value is None else self._places.size(value), self._places.size(inside))
+            for value, inside in zip(op.inputs, op.bodies[0].inputs, strict=True)
+        ]
+        return sum(inside for outside, inside in sizes if 0 < outside < inside)
 
     def _scan_bytes(self, op: Op) -> int:
         body = op.bodies[0]

@@ -11,7 +11,7 @@ from typing import Any, Optional
 from jax.sharding import NamedSharding, PartitionSpec
 
 from axlearn.common.dry_run._program import DimAxes, Op, Program, Value
-from axlearn.common.jax_compat import scan_operand_counts
+from axlearn.common.jax_compat import scan_operand_counts, shard_map_specs
 
 # Of the same shape as their operand, but not computed element by element.
 _MIXING = (
@@ -255,6 +255,8 @@ def _place_bodies(op: Op) -> None:
                 outputs=[None] * len(body.outputs),
             )
             _take_over(op.outputs, body.outputs)
+        case "shard_map":
+            _place_shard_map(op)
         case _:
             for branch in op.bodies:
                 place(
@@ -263,6 +265,22 @@ def _place_bodies(op: Op) -> None:
                     outputs=[None] * len(branch.outputs),
                 )
                 _take_over(op.outputs, branch.outputs)
+
+
+def _place_shard_map(op: Op) -> None:
+    """Places the program of each device, whose arrays are parts already, and the results as their specs say."""
+    body, specs = op.bodies[0], shard_map_specs(op.params)
+
+    def within(value: Optional[Value]) -> Optional[DimAxes]:
+        if value is None:
+            return None
+        return tuple(tuple(axis for axis in entry if axis not in specs.axes) for entry in value.axes)
+
+    place(body, inputs=[within(value) for value in op.inputs], outputs=[None] * len(body.outputs))
+    for value, result, spec in zip(op.outputs, body.outputs, specs.outputs, strict=True):
+        inside = ((),) * len(value.shape) if result is None else result.axes
+        outside = (*spec, *[()] * (len(value.shape) - len(spec)))
+        value.axes = _distinct((*a, *b) for a, b in zip(outside, inside, strict=True))
 
 
 def _take_over(values: Sequence[Value], results: Sequence[Optional[Value]]) -> None:

@@ -136,7 +136,7 @@ def _append(
 
 def _bodies(eqn: Any) -> list[Any]:
     match eqn.primitive.name:
-        case "scan":
+        case "scan" | "shard_map":
             return [eqn.params["jaxpr"]]
         case "while":
             return [eqn.params["body_jaxpr"]]

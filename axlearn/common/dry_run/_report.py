@@ -10,7 +10,14 @@ from jax.sharding import PartitionSpec
 
 from axlearn.common.dry_run._estimate import step_peak_bytes
 from axlearn.common.flops import FlopsPerToken
-from axlearn.common.trainer import CompiledMemory, MemoryNeeds, MemoryThere, SpmdTrainer, compiled_memory
+from axlearn.common.trainer import (
+    CompiledMemory,
+    MemoryNeeds,
+    MemoryThere,
+    SpmdTrainer,
+    WholeParameters,
+    compiled_memory,
+)
 from axlearn.common.trainer import shard_bytes as shard_bytes_of
 from axlearn.common.utils import flatten_items
 
@@ -56,6 +63,7 @@ class DryRun:
         needs: Bytes per device, the activations among them an estimate.
         there: Bytes there; None where nobody can tell.
         compiled: What the compiler says; None where it was not asked, or does not say.
+        whole: The parameters that are whole along axes of the mesh that split others.
     """
 
     name: str
@@ -68,6 +76,7 @@ class DryRun:
     needs: MemoryNeeds
     there: Optional[MemoryThere]
     compiled: Optional[CompiledMemory]
+    whole: WholeParameters
 
     @property
     def num_parameters(self) -> int:
@@ -115,6 +124,7 @@ def dry_run(trainer: SpmdTrainer, *, there: Optional[MemoryThere], compile_step:
         needs=needs,
         there=there,
         compiled=compiled,
+        whole=programs.whole_parameters(),
     )
 
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Optional
 
 from axlearn.common.dry_run._report import ArrayRow, DryRun
-from axlearn.common.trainer import array_bytes, format_bytes
+from axlearn.common.trainer import WholeParameter, array_bytes, format_bytes
 
 _LAYER = re.compile(r"\blayer(\d+)\b")
 
@@ -19,6 +19,7 @@ def dry_run_text(report: DryRun) -> str:
     sections = [
         [f"Dry run of {report.name}: nothing is run, read or written.", "", *_mesh_lines(report)],
         ["Parameters", *_parameter_lines(report)],
+        *([["Whole where it could be split", *_whole_lines(report)]] if report.whole.large else []),
         ["Batch", *_table(_array_cells(report.batch))],
         ["Operations of training", *_flops_lines(report)],
         ["Memory per device", *_memory_lines(report)],
@@ -54,6 +55,19 @@ def _parameter_lines(report: DryRun) -> list[str]:
         summary,
         f"  (not {', '.join(dropped)}: does not divide the dimension, which stays whole.)",
     ]
+
+
+def _whole_lines(report: DryRun) -> list[str]:
+    """What each device would save, of what, and how; the rest in a line."""
+    lines = [line for found in report.whole.large for line in _whole_parameter(found)]
+    if report.whole.num_small:
+        small = format_bytes(report.whole.small_bytes)
+        lines.append(f"  Besides {report.whole.num_small} small ones, {small} on each device.")
+    return lines
+
+
+def _whole_parameter(found: WholeParameter) -> list[str]:
+    return [f"  {found.path}: {found.what()}.", f"    {found.advice()}."]
 
 
 def _array_cells(rows: Sequence[ArrayRow]) -> list[list[str]]:

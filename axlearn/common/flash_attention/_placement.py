@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 from axlearn.common.attention_kernels import AttentionArrays
-from axlearn.common.jax_compat import default_platform
+from axlearn.common.jax_compat import auto_axes_of, default_platform
 from axlearn.common.utils import applicable_spec, current_mesh
 
 
@@ -71,15 +71,7 @@ def _sizes(entry: Any) -> dict[str, int]:
 
 def num_devices_here() -> int:
     """Number of devices of the mesh that this program is for, as far as its axes are not manual."""
-    return math.prod(_auto_axes().values())
-
-
-def _auto_axes() -> dict[str, int]:
-    mesh = current_mesh()
-    if mesh is None:
-        return {}
-    manual = set(getattr(mesh, "manual_axes", ()))
-    return {axis: size for axis, size in mesh.shape.items() if axis not in manual}
+    return math.prod(auto_axes_of(current_mesh()).values())
 
 
 def platform_here() -> str:
@@ -139,7 +131,7 @@ def run_placed(
     return jax.shard_map(
         attend_here,
         mesh=current_mesh(),
-        axis_names=set(_auto_axes()),
+        axis_names=set(auto_axes_of(current_mesh())),
         in_specs=(specs,),
         out_specs=specs.query,
         # Kernels of Pallas do not say over which axes their results differ.

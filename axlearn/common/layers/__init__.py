@@ -6,6 +6,7 @@ from axlearn.common.layers._dropout import StochasticDepth as StochasticDepth
 from axlearn.common.layers._embedding import Embedding as Embedding
 from axlearn.common.layers._gather import dims_split_by_batch_axes as dims_split_by_batch_axes
 from axlearn.common.layers._gather import gather_weight as gather_weight
+from axlearn.common.layers._gather import place_output_table as place_output_table
 from axlearn.common.layers._linear import Linear as Linear
 from axlearn.common.layers._linear import align_right as align_right
 from axlearn.common.layers._norm import BaseNormalizationLayer as BaseNormalizationLayer

@@ -7,7 +7,7 @@ from jaxtyping import Array, Float, Int
 
 from axlearn.common.base_layer import BaseLayer, FactorizationSpec, ParameterSpec
 from axlearn.common.config import REQUIRED, Required, config_class
-from axlearn.common.layers._gather import gather_weight
+from axlearn.common.layers._gather import gather_weight, place_output_table
 from axlearn.common.utils import maybe_shard
 
 
@@ -62,7 +62,11 @@ class Embedding(BaseLayer):
         return maybe_shard(vectors, cfg.output_partition_spec)
 
     def attend(
-        self, x: Float[Array, "*batch dim"], *, logits_partition_spec: Optional[Any] = None
+        self,
+        x: Float[Array, "*batch dim"],
+        *,
+        logits_partition_spec: Optional[Any] = None,
+        table: Optional[Float[Array, "num_embeddings dim"]] = None,
     ) -> Float[Array, "*batch num_embeddings"]:
         """Scores vectors against all ids: the output layer that shares its weights with the embedding.
 
@@ -70,25 +74,35 @@ class Embedding(BaseLayer):
             x: Vectors.
             logits_partition_spec: How the scores are to lie on the mesh, one entry a dim; the vectors and the table,
                 which are small beside them, are placed so that no score moves. None: as the compiler likes.
+            table: What `output_table` gave, by a caller that scores more than once; None: it is placed here.
 
         Returns:
             The product of `x` with the transposed table.
 
         Reference: Press and Wolf, https://arxiv.org/abs/1608.05859, section 3.
         """
+        if table is None:
+            table = self.output_table(logits_partition_spec=logits_partition_spec)
+        if logits_partition_spec is not None and self.config.embedding_partition_spec is None:
+            # A partition spec need not name the last dims.
+            spec = (*logits_partition_spec, *(None,) * (x.ndim - len(logits_partition_spec)))
+            x = maybe_shard(x, (*spec[:-1], None))
+        return jnp.einsum("...d,vd->...v", x, table)
+
+    def output_table(
+        self, *, logits_partition_spec: Optional[Any] = None
+    ) -> Float[Array, "num_embeddings dim"]:
+        """Returns the table as it lies for `attend`; in a loop over `attend` it is to move once, before the loop.
+
+        Args:
+            logits_partition_spec: As for `attend`, of scores [batch, seq, num_embeddings].
+        """
         cfg: Embedding.Config = self.config
         weight = self.parameters["weight"]
         if cfg.embedding_partition_spec is not None:
-            weight = maybe_shard(weight, cfg.embedding_partition_spec)
-        elif logits_partition_spec is not None:
-            # A partition spec need not name the last dims.
-            spec = (*logits_partition_spec, *(None,) * (x.ndim - len(logits_partition_spec)))
-            *batch_axes, ids_axes = spec
-            # First whole in ids, then in parts of them: in one step, XLA for TPU moves scores between slices in place
-            # of the table (gspmd-16B-2x16x8 in small on 2 x v5p:2x2x1: 29.4 GiB of temporary memory, now 6.5).
-            weight = maybe_shard(weight, (None, *(cfg.param_partition_spec or (None, None))[1:]))
-            weight = maybe_shard(weight, (ids_axes, None))
-            x = maybe_shard(x, (*batch_axes, None))
-        else:
-            weight = gather_weight(weight, cfg.param_partition_spec, dims=[0])
-        return jnp.einsum("...d,vd->...v", x, weight)
+            return maybe_shard(weight, cfg.embedding_partition_spec)
+        if logits_partition_spec is not None:
+            return place_output_table(
+                weight, cfg.param_partition_spec, logits_partition_spec=logits_partition_spec
+            )
+        return gather_weight(weight, cfg.param_partition_spec, dims=[0])

@@ -19,3 +19,6 @@ from axlearn.common.trainer._state import StoppedBySignal as StoppedBySignal
 from axlearn.common.trainer._state import TrainerState as TrainerState
 from axlearn.common.trainer._state import UndefinedLossException as UndefinedLossException
 from axlearn.common.trainer._trainer import SpmdTrainer as SpmdTrainer
+from axlearn.common.trainer._whole import WholeParameter as WholeParameter
+from axlearn.common.trainer._whole import WholeParameters as WholeParameters
+from axlearn.common.trainer._whole import find_whole_parameters as find_whole_parameters

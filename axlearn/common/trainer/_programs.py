@@ -20,6 +20,7 @@ from axlearn.common.trainer._gradients import bytes_held_at_once, gradient_sizes
 from axlearn.common.trainer._memory import MemoryNeeds, bytes_per_device, check_fits, state_bytes
 from axlearn.common.trainer._state import TrainerState, default_key_shape
 from axlearn.common.trainer._step import as_cast_fns, init_state, init_state_around, train_step
+from axlearn.common.trainer._whole import WholeParameters, find_whole_parameters
 from axlearn.common.utils import Nested, Tensor, TensorSpec, flatten_items, use_mesh
 
 
@@ -47,14 +48,21 @@ class Programs:
             model=self._model_specs,
             learner=learner.create_state_partition_specs(self._model_specs),
         )
-        self._log_dropped_axes()
+        self._log_placement()
 
-    def _log_dropped_axes(self) -> None:
-        """Says which parameters lie on more devices each than their specs ask for."""
+    def _log_placement(self) -> None:
+        """Says which parameters lie on more devices each than their specs ask for, or than they must."""
         with use_mesh(self._mesh):
             for path, spec in flatten_items(self._model_specs):
                 for dropped in spec.dropped_axes:
                     logging.warning("%s/%s: %s.", self._model.path(), path, dropped)
+        for parameter in self.whole_parameters().large:
+            logging.warning("%s", parameter.sentence(where=self._model.path()))
+
+    def whole_parameters(self) -> WholeParameters:
+        """Returns the parameters that are whole on every device along axes of the mesh that split others."""
+        with use_mesh(self._mesh):
+            return find_whole_parameters(self.state_specs, mesh=self._mesh, model_cfg=self._model.config)
 
     def expect_key(self, shape: tuple[int, ...]) -> None:
         """Says that the state has a raw key of this shape, maybe of another generator than the default."""

@@ -18,3 +18,4 @@ from axlearn.common.trainer_config_modifier._modifiers import RematSpecModifier 
 from axlearn.common.trainer_config_modifier._modifiers import (
     ReplaceLayerConfigModifier as ReplaceLayerConfigModifier,
 )
+from axlearn.common.trainer_config_modifier._modifiers import ScanChunkModifier as ScanChunkModifier

@@ -108,6 +108,23 @@ class RematSpecModifier(ConfigModifier):
         return cfg
 
 
+class ScanChunkModifier(ConfigModifier):
+    """Has the loss computed in chunks of positions, so that the logits of a batch never exist as a whole."""
+
+    @config_class
+    class Config(ConfigModifier.Config):
+        """Configures ScanChunkModifier."""
+
+        # Positions per chunk, a divisor of the sequence length; None: all at once. See `causal_lm.Model.Config`.
+        scan_chunk: Required[Optional[int]] = REQUIRED
+
+    def __call__(self, cfg: InstantiableConfig) -> InstantiableConfig:
+        """Sets `model.scan_chunk` of a trainer's config, in place, and returns it."""
+        model = _config_at(cfg, "model", where=_name(self))
+        _set(model, "scan_chunk", self.config.scan_chunk, where=f"{_name(self)}: model")
+        return cfg
+
+
 class MeshShapeModifier(ConfigModifier):
     """Sets the shape of the mesh."""
 

@@ -71,6 +71,26 @@ def test_recomputation_in_the_backward_pass_is_seen():
     assert recomputed < 0.5 * kept
 
 
+def test_the_program_of_each_device_counts_with_what_it_gathers():
+    mesh = build_mesh(mesh_shape=(4, 2), mesh_axis_names=("data", "model"))
+
+    def fn(x, w):
+        on_each = jax.shard_map(
+            lambda x, w: jnp.tanh(x @ w) @ w.T,
+            mesh=mesh,
+            in_specs=(PartitionSpec("data"), PartitionSpec()),
+            out_specs=PartitionSpec("data"),
+            check_vma=False,
+        )
+        return on_each(x, w)
+
+    split = [(("data",), ()), ((), ("model",))]
+    # A quarter of the rows, all columns of the weight, and a quarter of the result.
+    expected = 4 * (64 * 512 + 8 * 512 + 64 * 8)
+    peak = _peak(fn, _struct(256, 8), _struct(8, 512), axes=split)
+    assert expected <= peak <= 1.1 * expected
+
+
 def test_the_larger_branch_of_a_condition_counts():
     def fn(x, flag):
         return jax.lax.cond(flag, lambda x: jnp.sum(jnp.exp(x @ x.T) @ x), lambda x: jnp.sum(x), x)
