@@ -34,19 +34,20 @@ from axlearn.common.config import REQUIRED, InstantiableConfig, apply_overrides,
 from axlearn.common.data_dir import set_data_dir
 from axlearn.common.file_system import write_text_durably
 from axlearn.common.machines import Machine, machine_of
-from axlearn.common.trainer import memory_there, save_train_step, select_mesh_config
+from axlearn.common.trainer import MemoryNeeds, memory_there, save_train_step, select_mesh_config
 from axlearn.common.user_errors import error_text, is_for_users
 from axlearn.experiments.registry import find_trainer_config
 
-# "Ran out of memory in memory space hbm. Used 94.56G of 15.75G hbm." and similar, in what the compiler says.
+# "Ran out of memory in memory space hbm. Used 94.56G of 15.75G hbm." is of everything; "the total memory required for
+# HLO temporaries (16.54G) exceeds available HBM (15.75G)" is without the state.
 _OUT_OF_MEMORY = re.compile(
-    r"(?:Used|required for HLO temporaries \()\s*([0-9.]+[KMGT]).*?([0-9.]+[KMGT])", re.DOTALL
+    r"(?P<of>Used|required for HLO temporaries) \(?(?P<asked>[0-9.]+[KMGT]).*?(?P<there>[0-9.]+[KMGT])",
+    re.DOTALL,
 )
-
 # The selector that stands for the devices of this machine.
 THIS_MACHINE = "here"
 # Of what a plan says: one that is kept by another version is made again, of the program that is kept beside it.
-_VERSION = 2
+_VERSION = 3
 
 
 def trainer_config_of(request: dict[str, Any]) -> InstantiableConfig:
@@ -153,7 +154,7 @@ def _plan(
                 step,
                 machine=machine,
                 failure=_failure(e),
-                peak_bytes=_asked_for(e),
+                temporary_bytes=_temporaries(e, held=step.trainer.programs.memory_needs()),
                 compile_seconds=time.monotonic() - start,
             )
             return dataclasses.replace(plan, advice=advise(plan, trainer_config=cfg, devices=devices))
@@ -176,13 +177,19 @@ def _failure(e: Exception) -> str:
     if "RESOURCE_EXHAUSTED" not in text and "Ran out of memory" not in text:
         return _one_line(e)
     sizes = _OUT_OF_MEMORY.search(text)
-    return "it does not fit, says the compiler" + (f" ({sizes[1]} of {sizes[2]})" if sizes else "")
+    if sizes is None:
+        return "it does not fit, says the compiler"
+    what = "in all" if sizes["of"] == "Used" else "for temporaries alone"
+    return f"it does not fit, says the compiler ({sizes['asked']} {what}, of {sizes['there']})"
 
 
-def _asked_for(e: Exception) -> int:
-    """The bytes that a compiler asked for when it gave up; 0 where it does not say."""
+def _temporaries(e: Exception, *, held: MemoryNeeds) -> int:
+    """The bytes beside state and batch that a compiler asked for when it gave up; 0 where it does not say."""
     sizes = _OUT_OF_MEMORY.search(str(e))
-    return 0 if sizes is None else int(float(sizes[1][:-1]) * 1024 ** ("KMGT".index(sizes[1][-1]) + 1))
+    if sizes is None:
+        return 0
+    asked = int(float(sizes["asked"][:-1]) * 1024 ** ("KMGT".index(sizes["asked"][-1]) + 1))
+    return asked if sizes["of"] != "Used" else max(asked - sum(held.state.values()) - held.batch, 0)
 
 
 def main(argv: list[str]) -> int:

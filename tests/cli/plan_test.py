@@ -10,6 +10,7 @@ import pytest
 
 from axlearn.cli import _plan_worker, plan
 from axlearn.common.aot_compilation import AxisTraffic, Plan, PlannedParameter, compile_traced_step
+from axlearn.common.trainer import MemoryNeeds
 
 _GIB = 2**30
 _REQUEST = {
@@ -101,12 +102,31 @@ def test_a_plan_that_is_kept_is_not_made_again_until_its_config_changes(
 def test_a_step_that_the_compiler_refuses_has_a_plan_with_all_that_is_known(tmp_path, on_this_machine):
     result = _plan_worker.run({**_REQUEST, "overrides": ["max_step=9"]}, tmp_path / "plan.json")
     plan = Plan.from_json(result["plan"])
-    assert plan.failure == "it does not fit, says the compiler (78.81G of 15.75G)"
+    assert plan.failure == "it does not fit, says the compiler (78.81G in all, of 15.75G)"
     assert plan.peak_bytes == int(78.81 * _GIB)
     assert plan.parts["parameters"] > 10**6
     assert not plan.fits
     assert plan.step_seconds() is None
     assert any("GradientAccumulationModifier" in line for line in plan.advice)
+
+
+@pytest.mark.parametrize(
+    ("text", "failure", "temporary_gib"),
+    [
+        ("Used 30.00G of 15.75G hbm.", "(30.00G in all, of 15.75G)", 30 - 3),
+        (
+            "the total memory required for HLO temporaries (16.50G) exceeds available HBM (15.75G).",
+            "(16.50G for temporaries alone, of 15.75G)",
+            16.5,
+        ),
+        ("something else", "says the compiler", 0),
+    ],
+)
+def test_what_the_compiler_asked_for_is_read_from_its_refusal(text, failure, temporary_gib):
+    e = jax.errors.JaxRuntimeError(f"RESOURCE_EXHAUSTED: Ran out of memory: {text}")
+    assert _plan_worker._failure(e).endswith(failure)
+    held = MemoryNeeds(state={"parameters": 2 * _GIB}, gradients=5 * _GIB, batch=_GIB)
+    assert _plan_worker._temporaries(e, held=held) == int(temporary_gib * _GIB)
 
 
 def test_a_failure_is_a_row_with_its_reason(tmp_path, capsys):
@@ -129,6 +149,38 @@ def test_a_process_that_takes_too_much_is_ended(limits, reason):
     process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
     assert reason in plan._watch(process, **limits)
     assert process.returncode is not None
+
+
+def test_the_help_says_what_there_is(golden, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "110")
+    with pytest.raises(SystemExit):
+        plan.main(["--help"])
+    golden("cli/plan_help.txt", capsys.readouterr().out)
+
+
+@pytest.mark.parametrize(
+    ("path", "problem"), [("plan.png", "pictures are SVG"), ("nowhere/plan.svg", "there is no folder")]
+)
+def test_a_picture_that_cannot_be_written_is_refused_before_anything_is_compiled(path, problem, tmp_path):
+    argv = ["fuji-tiny", "--mesh_selector=tpu-v5p-8", f"--output={tmp_path / 'plans'}"]
+    with pytest.raises(ValueError, match=problem):
+        plan.main([*argv, f"--picture={tmp_path / path}"])
+    assert not (tmp_path / "plans").exists()
+
+
+def test_a_plan_for_this_machine_saves_its_step_and_draws_itself(tmp_path, capsys, monkeypatch):
+    """In a real process, on the one CPU device that it has."""
+    monkeypatch.setenv("XLA_FLAGS", "")
+    argv = ["tiny", "--module=tests.common.trainer.tiny_recipe", "--mesh_selector=here", "--json"]
+    argv += [f"--picture={tmp_path / 'plan.svg'}", f"--save_executable={tmp_path / 'steps'}"]
+    argv += [f"--output={tmp_path / 'plans'}"]
+    assert plan.main(argv) == 0
+    (row,) = json.loads(capsys.readouterr().out)
+    assert Plan.from_json(row["plan"]).num_devices == 1
+    assert "tiny on here" in (tmp_path / "plan.svg").read_text()
+    (folder,) = (tmp_path / "steps").iterdir()
+    assert sorted(path.name for path in folder.iterdir()) == ["program.bin", "program.json"]
+    assert folder.stat().st_mode & 0o777 == 0o700
 
 
 def test_the_summary_is_a_table_with_a_row_for_each(golden):

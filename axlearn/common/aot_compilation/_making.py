@@ -1,5 +1,6 @@
 """A plan, read off a step: what its trainer, the traced program and the compiled one say of it."""
 
+import dataclasses
 import math
 from collections.abc import Sequence
 from typing import Any, Optional, Union
@@ -72,7 +73,7 @@ def make_plan(
 
 
 def make_failed_plan(
-    step: TracedStep, *, machine: Machine, failure: str, peak_bytes: int, compile_seconds: float
+    step: TracedStep, *, machine: Machine, failure: str, temporary_bytes: int, compile_seconds: float
 ) -> Plan:
     """Returns what is known of a step that its compiler gave up on.
 
@@ -80,14 +81,14 @@ def make_failed_plan(
         step: The step.
         machine: The machine.
         failure: Why it gave up.
-        peak_bytes: The memory that it asked for; 0: it did not say.
+        temporary_bytes: The memory that it asked for beside state and batch; 0: it did not say.
         compile_seconds: What trying took.
     """
-    return _plan_of(
+    plan = _plan_of(
         step,
         machine=machine,
-        parts={},
-        peak_bytes=peak_bytes,
+        parts={ACTIVATIONS: temporary_bytes} if temporary_bytes else {},
+        peak_bytes=0,
         host_bytes=0,
         product_bytes=0,
         other_bytes=0,
@@ -98,6 +99,7 @@ def make_failed_plan(
         compile_seconds=compile_seconds,
         failure=failure,
     )
+    return dataclasses.replace(plan, peak_bytes=sum(plan.parts.values()) if temporary_bytes else 0)
 
 
 def _plan_of(

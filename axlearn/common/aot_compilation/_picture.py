@@ -94,9 +94,6 @@ def _memory(plan: Plan, top: float) -> tuple[list[str], float]:
     heading = f"Memory of a device: {peak} GiB at its peak of {plan.memory_bytes / _GIB:g} GiB: it {verdict}"
     shapes = [svg.text(_MARGIN, top + 12, heading, bold=True, fill="#222" if plan.fits else _RED)]
     parts = {name: size for name, size in plan.parts.items() if size}
-    unknown = plan.peak_bytes - sum(parts.values())
-    if plan.failure and unknown > 0:
-        parts["not told apart"] = unknown
     scale = (_WIDTH - 2 * _MARGIN) / max(plan.memory_bytes, sum(parts.values()), 1)
     limit = _MARGIN + scale * plan.memory_bytes
     shapes.append(svg.rect(_MARGIN, top + 22, scale * plan.memory_bytes, 30, fill="#eef0f3"))

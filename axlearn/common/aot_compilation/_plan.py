@@ -81,8 +81,8 @@ class Plan:
         product_memory_seconds: Of `product_bytes`, at the memory's full speed.
         other_memory_seconds: Of `other_bytes`, likewise.
         compile_seconds: What compiling took here.
-        failure: Why there is no program; then what only the program tells is 0, and `peak_bytes` what the compiler said
-            when it gave up. None: there is one.
+        failure: Why there is no program; then what only the program tells is 0, and `peak_bytes` is the state, the
+            batch and what the compiler asked for beside them, if it said. None: there is one.
         advice: What to change where it does not fit.
     """
 

@@ -49,7 +49,7 @@ _FAILED = dataclasses.replace(
     _PLAN,
     failure="it does not fit",
     peak_bytes=40 * _GIB,
-    parts={"parameters": _GIB, "optimizer": 2 * _GIB},
+    parts={"parameters": _GIB, "optimizer": 2 * _GIB, "activations and temporaries": 37 * _GIB},
     traffic=(),
     product_memory_seconds=None,
     other_memory_seconds=None,
@@ -109,5 +109,5 @@ def test_bars_of_memory_are_as_long_as_their_bytes():
 def test_a_step_that_the_compiler_refused_is_drawn_with_what_is_known():
     texts = _texts(_drawn(_FAILED))
     assert "Memory of a device: 40.0 GiB at its peak of 16 GiB: it does not fit" in texts
-    assert "not told apart 37.00 GiB" in texts
+    assert "activations and temporaries 37.00 GiB" in texts
     assert "Time of a step: not known" in texts

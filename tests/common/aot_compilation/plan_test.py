@@ -131,9 +131,14 @@ def test_advice_is_tried_on_the_specs_of_the_trainer(plan, tmp_path):
     devices = np.array(jax.devices())
     traced = trace_trainer_step(cfg, devices=devices)
     failed = make_failed_plan(
-        traced, machine=_CPU._replace(memory_bytes=2**20), failure="no", peak_bytes=2**21, compile_seconds=0
+        traced,
+        machine=_CPU._replace(memory_bytes=2**20),
+        failure="no",
+        temporary_bytes=2**21,
+        compile_seconds=0,
     )
     assert not failed.fits
+    assert failed.peak_bytes == failed.state_bytes + failed.parts["batch"] + 2**21
     lines = advise(failed, trainer_config=cfg, devices=devices)
     flag = '--set "model.decoder.emb.token_emb.param_partition_spec=('
     (embedding,) = [line for line in lines if line.startswith(flag)]
