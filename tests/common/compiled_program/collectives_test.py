@@ -182,6 +182,37 @@ ENTRY %main (x: f32[8,16]) -> f32[8,16] {
     assert 'op_name="jit(step)/pallas_call"' in kernel.attributes
 
 
+def test_what_a_program_waits_for_is_told_apart_from_what_it_starts():
+    text = """HloModule step
+
+%fused_computation (p: f32[8]) -> f32[8] {
+  %p = f32[8]{0} parameter(0)
+  ROOT %inner = f32[8]{0} all-reduce(%p), replica_groups={{0,1}}, to_apply=%add
+}
+
+%async_collective_fusion.1 (q: f32[8]) -> f32[16] {
+  %q = f32[8]{0} parameter(0)
+  ROOT %gather = f32[16]{0} all-gather(%q), replica_groups={{0,1}}, dimensions={0}
+}
+
+ENTRY %main (x: f32[8]) -> f32[8] {
+  %x = f32[8]{0} parameter(0)
+  %start = (f32[8]{0}, f32[16]{0}) all-gather-start(%x), replica_groups={{0,1}}, dimensions={0}
+  %fused = f32[16]{0} fusion(%x), kind=kCustom, calls=%async_collective_fusion.1
+  %begun = ((f32[8]{0}), f32[8]{0}, u32[]) async-start(%x), calls=%fused_computation
+  %reduced = f32[8]{0} all-reduce(%x), replica_groups={{0,1}}, to_apply=%add
+  ROOT %done = f32[8]{0} async-done(%begun), calls=%fused_computation
+}
+"""
+    found = collectives_of(text, mesh_shape={"data": 2})
+    assert [(x.kind, x.is_async, x.num_runs) for x in found] == [
+        ("all-reduce", True, 1),
+        ("all-gather", True, 1),
+        ("all-gather", True, 1),
+        ("all-reduce", False, 1),
+    ]
+
+
 def test_a_loop_of_unknown_length_is_an_error_that_names_it():
     def search(x):
         return jax.lax.while_loop(lambda y: jnp.sum(y) < 100, lambda y: y * 2, x)
