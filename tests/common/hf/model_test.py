@@ -38,10 +38,12 @@ def test_what_leaves_the_numbers_alone_is_passed_over():
     model = _model()
     facts = facts_from_model(model)
     model.set(batch_axis_names=("data",), scan_chunk=8, dtype=jnp.bfloat16, param_init=None)
-    model.decoder.set(logits_partition_spec=None, pad_token_id=3, eos_token_id=5, name="decoder")
+    model.decoder.set(
+        logits_partition_spec=None, pad_token_id=3, eos_token_id=5, name="decoder", num_seq_chunks=4
+    )
     model.decoder.output_norm.forward_dtype = jnp.float32
     set_dropout_rate_recursively(model, 0.1)
-    _attention(model).set(kv_cache=None, param_partition_spec=("model",))
+    _attention(model).set(kv_cache=None, param_partition_spec=("model",), num_seq_chunks=4)
     model.decoder.transformer.layer.feed_forward.hidden_dim = 512
     assert facts_from_model(model) == facts
 
