@@ -75,7 +75,8 @@ def _check_was_compiled_here() -> None:
 
     Only running it tells (NOT_FOUND: Function multiply_add_fusion not found; jax 0.10.2).
     """
-    if jax.config.jax_enable_compilation_cache and jax.config.jax_compilation_cache_dir:
+    settings: Any = jax.config
+    if settings.jax_enable_compilation_cache and settings.jax_compilation_cache_dir:
         raise SavedProgramError(
             error_message(
                 where="save_program",
