@@ -34,7 +34,7 @@ _MESHES = {
     "seq 4, fsdp 2": {"seq": 4, "fsdp": 2},
     "data 2, fsdp 2, model 2": {"data": 2, "fsdp": 2, "model": 2},
 }
-# Those of every run of the tests; the others are slow.
+# Those of every run of the tests; the others are in `make test-scale`.
 _FEW = ("one device", "seq 4, fsdp 2", "data 2, fsdp 2, model 2")
 
 
@@ -138,18 +138,18 @@ def _collectives(step: _Step) -> list:
     return collectives_of(step.text, mesh_shape=step.mesh)
 
 
-def _slow(*values):
-    return pytest.param(*values, marks=pytest.mark.slow)
+def _only_at_scale(*values):
+    return pytest.param(*values, marks=pytest.mark.scale)
 
 
-_FEW_OR_ALL = [name if name in _FEW else _slow(name) for name in _MESHES]
+_FEW_OR_ALL = [name if name in _FEW else _only_at_scale(name) for name in _MESHES]
 
 
 @pytest.mark.parametrize(
     ("mesh_name", "tied_head"),
     [
-        *((name, True) if name in _FEW else _slow(name, True) for name in _MESHES),
-        _slow("data 2, fsdp 2, model 2", False),
+        *((name, True) if name in _FEW else _only_at_scale(name, True) for name in _MESHES),
+        _only_at_scale("data 2, fsdp 2, model 2", False),
     ],
 )
 def test_losses_and_gradients_are_those_of_the_whole(mesh_name, tied_head):
@@ -195,7 +195,7 @@ def test_in_bfloat16_the_peak_follows_the_chunk():
     assert logits_of_a_chunk < coarser.temporary - chunked.temporary < 8 * logits_of_a_chunk
 
 
-@pytest.mark.slow
+@pytest.mark.scale
 def test_in_bfloat16_the_gradient_of_the_head_is_summed_up_in_float32():
     fine = _step("one device", scan_chunk=1, dtype=jnp.bfloat16)
     whole = _step("one device", scan_chunk=None, dtype=jnp.bfloat16)
@@ -215,7 +215,7 @@ def test_the_table_and_its_gradient_move_once_and_not_once_a_chunk(mesh_name):
     assert not [x for x in found if x.num_runs >= _NUM_CHUNKS and x.axes != ("model",)], found
 
 
-@pytest.mark.slow
+@pytest.mark.scale
 def test_chunks_send_no_more_than_the_whole_does():
     sent = [
         sum(x.sent_bytes for x in _collectives(_step("seq 4, fsdp 2", scan_chunk=chunk, tied_head=True)))
@@ -224,7 +224,7 @@ def test_chunks_send_no_more_than_the_whole_does():
     assert sent[0] <= 1.01 * sent[1]
 
 
-@pytest.mark.slow
+@pytest.mark.scale
 @pytest.mark.parametrize("mesh_name", ["fsdp 8", "data 2, fsdp 2, model 2"])
 def test_a_table_that_is_split_as_advised_gives_the_same_numbers(mesh_name):
     spec = (None, ("model", "fsdp"))

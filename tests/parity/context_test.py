@@ -65,10 +65,10 @@ _ALL_CASES = [
     _Case(*values)
     for values in itertools.product(("all_gather", "ring"), (2, 4), (True, False), _OTHER_AXES, (1, 4))
 ]
-_SLOW_CASES = [case for case in _ALL_CASES if case not in _CASES]
+_SCALE_CASES = [case for case in _ALL_CASES if case not in _CASES]
 _every_case = pytest.mark.parametrize(
     "case",
-    [*_CASES, *(pytest.param(case, marks=pytest.mark.slow) for case in _SLOW_CASES)],
+    [*_CASES, *(pytest.param(case, marks=pytest.mark.scale) for case in _SCALE_CASES)],
     ids=lambda case: "-".join(map(str, case)),
 )
 

@@ -72,7 +72,7 @@ _CASES = [
     ("2 slices of data 2, model 2", "gpipe", 1),
     ("2 slices of data 2, model 2", "stream", 4),
 ]
-_SLOW_CASES = [
+_SCALE_CASES = [
     (layout, schedule, steps)
     for layout in _LAYOUTS
     for schedule in _SCHEDULES
@@ -81,7 +81,7 @@ _SLOW_CASES = [
 ]
 _every_case = pytest.mark.parametrize(
     ("name", "schedule", "grad_acc_steps"),
-    [*_CASES, *(pytest.param(*case, marks=pytest.mark.scale) for case in _SLOW_CASES)],
+    [*_CASES, *(pytest.param(*case, marks=pytest.mark.scale) for case in _SCALE_CASES)],
 )
 
 

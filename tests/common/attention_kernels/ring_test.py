@@ -174,7 +174,7 @@ _ALWAYS = ("everything in head-tail order", "near")
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(x, marks=[] if x in _ALWAYS else pytest.mark.slow) for x in _TASKS]
+    "name", [pytest.param(x, marks=[] if x in _ALWAYS else pytest.mark.scale) for x in _TASKS]
 )
 def test_context_and_gradients_are_those_of_attention_all_at_once(name):
     task = _TASKS[name]
@@ -276,7 +276,7 @@ def _temporary_bytes(num_devices: int, seq_len: int, *, attend) -> int:
     return compiled.memory_analysis().temp_size_in_bytes
 
 
-@pytest.mark.slow
+@pytest.mark.scale
 def test_memory_is_that_of_a_part_of_the_sequence_whatever_the_whole():
     def gathered(task, floats, _):
         keys = {

@@ -107,9 +107,9 @@ def _expected(change: str, packed: bool, has_positions: bool):
         ("learned positions", False, False, 8),
         ("scan_chunk", True, False, 4),
         ("pipeline", True, True, 4),
-        pytest.param("learned positions", True, True, 4, marks=pytest.mark.slow),
-        pytest.param("scan_chunk", False, True, 16, marks=pytest.mark.slow),
-        pytest.param("pipeline", False, False, 8, marks=pytest.mark.slow),
+        pytest.param("learned positions", True, True, 4, marks=pytest.mark.scale),
+        pytest.param("scan_chunk", False, True, 16, marks=pytest.mark.scale),
+        pytest.param("pipeline", False, False, 8, marks=pytest.mark.scale),
     ],
 )
 def test_whatever_a_model_returns_is_the_same_and_in_the_order_of_the_text(

@@ -126,7 +126,7 @@ _RING_ALWAYS = {
         pytest.param(
             name,
             sizes,
-            marks=[] if _RING_ALWAYS.get(name) == sizes else pytest.mark.slow,
+            marks=[] if _RING_ALWAYS.get(name) == sizes else pytest.mark.scale,
             id=f"{name}-{sizes}",
         )
         for name in _RING_CASES

@@ -43,7 +43,7 @@ def _expected(name):
         ("causal, packed", "tpu_splash"),
         # Interpreted kernels take seconds.
         *[
-            pytest.param(*case, marks=pytest.mark.slow)
+            pytest.param(*case, marks=pytest.mark.scale)
             for case in (
                 ("prefix, sink, packed", "tpu_splash"),
                 ("two-sided window, cap, sink", "tpu_splash"),
