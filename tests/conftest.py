@@ -40,7 +40,8 @@ install_import_hook(SHAPE_CHECKED_MODULES, "beartype.beartype")
 
 import jax  # noqa: E402
 import pytest  # noqa: E402
-from jax.experimental.compilation_cache import compilation_cache  # noqa: E402
+
+from tests.compiling import compiling_anew  # noqa: E402
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_threefry_partitionable", True)
@@ -81,14 +82,11 @@ def reference_dump() -> list[str]:
     return path.read_text(encoding="utf-8").splitlines()
 
 
-@pytest.fixture
-def compiling_anew():
-    """Uses no stored programs: those with collectives beside a loop could hang; see `launch.setup`."""
-    jax.config.update("jax_enable_compilation_cache", False)
-    compilation_cache.reset_cache()
-    yield
-    jax.config.update("jax_enable_compilation_cache", True)
-    compilation_cache.reset_cache()
+@pytest.fixture(scope="module", name="compiling_anew")
+def _compiling_anew():
+    """See `tests.compiling.compiling_anew`."""
+    with compiling_anew():
+        yield
 
 
 @pytest.fixture

@@ -11,7 +11,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.experimental.compilation_cache import compilation_cache
 
 from axlearn.common.causal_lm import CrossEntropyLossMetrics, metrics_config
 from axlearn.common.compiled_program import collectives_of
@@ -22,6 +21,9 @@ from axlearn.common.optimizers import sgd_optimizer
 from axlearn.common.trainer import SpmdTrainer, compiled_memory
 from axlearn.common.utils import flatten_items, host_to_global_array
 from axlearn.experiments.text.gpt import common, fuji_tiny
+
+# A program for several CPU devices that comes out of the compilation cache can wait for ever.
+pytestmark = pytest.mark.usefixtures("compiling_anew")
 
 _BATCH_SIZE, _SEQ_LEN, _VOCAB_SIZE, _DIM = 8, 64, 1536, 16
 _CHUNK = 8
@@ -101,16 +103,6 @@ def _made_up_state(trainer: SpmdTrainer):
         return jax.device_put(value, spec.sharding)
 
     return jax.tree.map(draw, trainer.programs.state_specs)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _compiling_anew():
-    # A program for several CPU devices that comes out of the compilation cache can wait for ever.
-    jax.config.update("jax_enable_compilation_cache", False)
-    compilation_cache.reset_cache()
-    yield
-    jax.config.update("jax_enable_compilation_cache", True)
-    compilation_cache.reset_cache()
 
 
 @functools.cache

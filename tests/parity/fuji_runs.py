@@ -1,18 +1,17 @@
 """A few steps of a recipe, on one device or on eight, by the trainer's own programs."""
 
 import contextlib
-from collections.abc import Iterator
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.experimental.compilation_cache import compilation_cache
 
 from axlearn.common.data_dir import FAKE
 from axlearn.common.trainer import SpmdTrainer
 from axlearn.common.utils import flatten_items, host_to_global_array
 from axlearn.experiments.registry import find_trainer_config
+from tests.compiling import compiling_anew
 
 
 class Run(NamedTuple):
@@ -64,15 +63,3 @@ def run(cfg: SpmdTrainer.Config, *, num_devices: int, num_steps: int) -> Run:
                 arrays = flatten_items(state.learner)
                 gradients = {path.split("/mu/")[1]: np.asarray(x) for path, x in arrays if "/mu/" in path}
     return Run(losses=losses, gradients=gradients, program=step_fn.as_text())
-
-
-@contextlib.contextmanager
-def compiling_anew() -> Iterator[None]:
-    """Uses no stored programs: those with collectives inside and beside of a loop could hang; see `launch.setup`."""
-    jax.config.update("jax_enable_compilation_cache", False)
-    compilation_cache.reset_cache()
-    try:
-        yield
-    finally:
-        jax.config.update("jax_enable_compilation_cache", True)
-        compilation_cache.reset_cache()

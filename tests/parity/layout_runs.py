@@ -14,7 +14,7 @@ from axlearn.common.module import nowrap
 from axlearn.common.trainer import SpmdTrainer
 from axlearn.common.utils import flatten_items, host_to_global_array
 from axlearn.experiments.text.gpt import common
-from tests.parity.fuji_runs import compiling_anew
+from tests.compiling import compiling_anew
 
 NUM_STEPS = 10
 

@@ -7,21 +7,20 @@ micro-batches.
 import contextlib
 import functools
 import re
-from collections.abc import Iterator
 from typing import NamedTuple
 
 import jax
 import numpy as np
 import pytest
-from jax.experimental.compilation_cache import compilation_cache
 from jax.sharding import PartitionSpec
 
 from axlearn.common.input_fake import FakeLmInput
 from axlearn.common.module import nowrap
 from axlearn.common.trainer import SpmdTrainer
 from axlearn.common.trainer_config_modifier import GradientAccumulationModifier
-from axlearn.common.utils import flatten_items, host_to_global_array
+from axlearn.common.utils import HybridMeshShape, flatten_items, host_to_global_array
 from axlearn.experiments.text.gpt import common, fuji_tiny
+from tests.compiling import compiling_anew
 
 _NUM_STEPS = 20
 _VOCAB_SIZE = 64
@@ -36,7 +35,10 @@ _MESHES = {
     "model 8": {"model": 8},
     "data 2, fsdp 2, model 2": {"data": 2, "fsdp": 2, "model": 2},
     "seq 2, fsdp 4": {"seq": 2, "fsdp": 4},
+    "2 slices of fsdp 4": {"fsdp": 4},
 }
+# The axes across slices; the others above have one slice.
+_DCN_AXES = {"2 slices of fsdp 4": {"data": 2}}
 _CASES = [(mesh, steps) for mesh in _MESHES for steps in (1, 4)]
 
 
@@ -53,10 +55,14 @@ class _UnevenInput(FakeLmInput):
             yield {**batch, "target_labels": labels, "target_num_bytes": lens.astype(np.int32)}
 
 
-def _trainer(axes: dict[str, int], *, grad_acc_steps: int = 1) -> SpmdTrainer:
+def _trainer(mesh: str, *, grad_acc_steps: int = 1) -> SpmdTrainer:
     """The recipe, narrower and with made-up ids, whose learning rate is at its peak after one step."""
     cfg = fuji_tiny.trainer_config()
-    mesh_shape = common.mesh_shape_from_axes(**axes)
+    mesh_shape = common.mesh_shape_from_axes(**_MESHES[mesh])
+    num_devices = np.prod(mesh_shape)
+    if mesh in _DCN_AXES:
+        mesh_shape = HybridMeshShape(mesh_shape, common.mesh_shape_from_axes(**_DCN_AXES[mesh]))
+        num_devices *= np.prod(mesh_shape.dcn_mesh_shape)
     cfg.set(dir="unused", evalers={}, mesh_shape=mesh_shape)
     cfg.model.decoder.set(dim=32, vocab_size=_VOCAB_SIZE)
     cfg.model.decoder.transformer.num_layers = 2
@@ -69,8 +75,7 @@ def _trainer(axes: dict[str, int], *, grad_acc_steps: int = 1) -> SpmdTrainer:
     )
     if grad_acc_steps > 1:
         GradientAccumulationModifier.default_config().set(grad_acc_steps=grad_acc_steps).instantiate()(cfg)
-    devices = np.array(jax.devices()[: np.prod(mesh_shape)]).reshape(mesh_shape)
-    return cfg.klass(cfg.clone(), parent=None, devices=devices)
+    return cfg.klass(cfg.clone(), parent=None, devices=np.array(jax.devices()[:num_devices]))
 
 
 class _Run(NamedTuple):
@@ -89,27 +94,15 @@ def _arrays(tree) -> dict[str, np.ndarray]:
     return {path: np.asarray(x) for path, x in flatten_items(tree._asdict())}
 
 
-@contextlib.contextmanager
-def _compiling_anew() -> Iterator[None]:
-    """Uses no stored programs: those with collectives inside and beside of a loop could hang; see `launch.setup`."""
-    jax.config.update("jax_enable_compilation_cache", False)
-    compilation_cache.reset_cache()
-    try:
-        yield
-    finally:
-        jax.config.update("jax_enable_compilation_cache", True)
-        compilation_cache.reset_cache()
-
-
 @functools.cache
 def _run(mesh: str, grad_acc_steps: int) -> _Run:
-    trainer = _trainer(_MESHES[mesh], grad_acc_steps=grad_acc_steps)
+    trainer = _trainer(mesh, grad_acc_steps=grad_acc_steps)
     trainer.init(jax.random.PRNGKey(5))
     initial = _arrays(trainer.trainer_state)
     losses, after_one_step, summaries = [], {}, {}
     with trainer.mesh():
         # Compiled for the shapes and places of the state: a state that came back otherwise is refused.
-        with _compiling_anew() if grad_acc_steps > 1 and _MESHES[mesh] else contextlib.nullcontext():
+        with compiling_anew() if grad_acc_steps > 1 and _MESHES[mesh] else contextlib.nullcontext():
             step_fn = trainer.compile_train_step()
         state, batches = trainer.trainer_state, trainer.input.batches()
         for _ in range(_NUM_STEPS):
@@ -245,7 +238,7 @@ def test_optimizer_state_lies_where_its_parameter_lies(mesh, num_shards):
 
 
 def test_a_parameter_that_does_not_divide_is_whole_there_and_it_is_said(caplog):
-    trainer = _trainer(_MESHES["model 8"])
+    trainer = _trainer("model 8")
     shardings = dict(flatten_items(trainer.trainer_state_partition_specs._asdict()))
     name = "decoder/transformer/repeat/layer/self_attention/attention/o_proj/weight"
     # Four heads on eight devices.
@@ -258,9 +251,9 @@ def test_a_parameter_that_does_not_divide_is_whole_there_and_it_is_said(caplog):
 
 
 def test_the_second_step_does_not_retrace():
-    trainer = _trainer({"fsdp": 8}, grad_acc_steps=4)
+    trainer = _trainer("fsdp 8", grad_acc_steps=4)
     trainer.init(jax.random.PRNGKey(5))
-    with trainer.mesh(), _compiling_anew():
+    with trainer.mesh(), compiling_anew():
         jitted = trainer._programs.jit_train_step()
         state, batches = trainer.trainer_state, trainer.input.batches()
         for _ in range(2):
@@ -272,7 +265,7 @@ def test_the_second_step_does_not_retrace():
 
 def test_accumulation_that_does_not_divide_the_batch_is_refused_before_anything_runs():
     with pytest.raises(ValueError) as e:
-        _trainer({"data": 8}, grad_acc_steps=5)
+        _trainer("data 8", grad_acc_steps=5)
     assert str(e.value) == (
         "gpt_trainer.learner.forward_fn_transformation.steps: 5 micro-batches do not divide the 32 rows of a "
         "batch.\n  Expected a divisor of 32. Did you mean 4 or 8? Change the batch size or the number of "

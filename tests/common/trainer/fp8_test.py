@@ -15,7 +15,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.experimental.compilation_cache import compilation_cache
 
 from axlearn.common.attention import build_remat_spec
 from axlearn.common.checkpointer import CheckpointMismatchError, drop_paths
@@ -29,6 +28,7 @@ from axlearn.common.trainer import SpmdTrainer
 from axlearn.common.trainer_config_modifier import FP8ConfigModifier, GradientAccumulationModifier
 from axlearn.common.utils import flatten_items, host_to_global_array
 from axlearn.experiments.text.gpt import common, fuji_tiny
+from tests.compiling import compiling_anew
 
 _ROOT = pathlib.Path(__file__).resolve().parents[3]
 _NUM_STEPS, _HISTORY_LENGTH = 50, 16
@@ -81,18 +81,6 @@ def _trainer(cfg: SpmdTrainer.Config) -> SpmdTrainer:
     return cfg.klass(cfg.clone(), parent=None, devices=devices)
 
 
-@contextlib.contextmanager
-def _compiling_anew() -> Iterator[None]:
-    """Uses no stored programs: those with collectives inside and beside of a loop could hang; see `launch.setup`."""
-    jax.config.update("jax_enable_compilation_cache", False)
-    compilation_cache.reset_cache()
-    try:
-        yield
-    finally:
-        jax.config.update("jax_enable_compilation_cache", True)
-        compilation_cache.reset_cache()
-
-
 class _Run:
     """A trainer whose steps can be taken one by one, from any state."""
 
@@ -101,7 +89,7 @@ class _Run:
         self.trainer.init(jax.random.PRNGKey(3))
         self._first = self.trainer.trainer_state
         is_alone = np.prod(cfg.mesh_shape) == 1
-        with self.trainer.mesh(), contextlib.nullcontext() if is_alone else _compiling_anew():
+        with self.trainer.mesh(), contextlib.nullcontext() if is_alone else compiling_anew():
             self.step_fn = self.trainer.compile_train_step()
 
     def step(self, state, batch):
