@@ -6,6 +6,7 @@ lines are printed with its number in front, and no process stays behind when one
 
 import collections
 import contextlib
+import itertools
 import os
 import pathlib
 import re
@@ -42,8 +43,8 @@ def run_local(
 ) -> int:
     """Runs a command in several processes of one run, and waits for all of them.
 
-    SIGTERM and SIGINT are passed on to all. When one fails, the others have some seconds to end by themselves; then
-    they are ended.
+    SIGTERM and SIGINT are passed on to all; for SIGHUP, and when nobody reads their lines any more, they get SIGTERM.
+    When one fails, the others have some seconds to end by themselves; then they are ended.
 
     Args:
         command: The command line of each.
@@ -58,6 +59,7 @@ def run_local(
     Raises:
         ValueError: If the numbers are illegal, or there are too few GPUs.
         OSError: If the command cannot be started.
+        Exception: What writing to `out` raises, once all have ended.
     """
     environments = child_environments(
         os.environ,
@@ -67,10 +69,12 @@ def run_local(
     )
     with _Children(command, environments=environments, out=sys.stdout if out is None else out) as children:
         first_failed = children.wait()
+    if children.output_error is not None:
+        raise children.output_error
     if first_failed is None:
         return 0
     status = children.status(first_failed)
-    if not children.was_signalled and status not in _STOPPED_STATUSES:
+    if not children.was_asked and status not in _STOPPED_STATUSES:
         print(children.report(first_failed), file=sys.stderr, flush=True)
     return status
 
@@ -86,9 +90,14 @@ def gpu_ids(env: Mapping[str, str], *, root: pathlib.Path = pathlib.Path("/")) -
         return []
     visible = env.get("CUDA_VISIBLE_DEVICES")
     if visible is not None:
-        return [gpu for gpu in visible.split(",") if gpu]
+        # As CUDA reads it: what is no device, such as -1 or NoDevFiles, hides itself and all behind it.
+        return list(itertools.takewhile(_is_gpu_id, (gpu.strip() for gpu in visible.split(","))))
     names = [path.name for path in (root / "dev").glob("nvidia*") if re.fullmatch(r"nvidia\d+", path.name)]
     return sorted((name.removeprefix("nvidia") for name in names), key=int)
+
+
+def _is_gpu_id(text: str) -> bool:
+    return text.isdecimal() or text.startswith(("GPU-", "MIG-"))
 
 
 def child_environments(
@@ -156,7 +165,10 @@ class _Children:
     """The processes; when the context ends, none of them is left."""
 
     def __init__(self, command: Sequence[str], *, environments: Sequence[Mapping[str, str]], out: TextIO):
-        self.was_signalled = False
+        # Whether they have been sent a signal on which they end well.
+        self.was_asked = False
+        # Why their lines cannot be written any more.
+        self.output_error: Optional[Exception] = None
         self._command = list(command)
         self._environments = environments
         self._out = out
@@ -203,17 +215,33 @@ class _Children:
         for line in stream:
             self._last_lines[i].append(line.rstrip("\n"))
             with self._lock:
-                self._out.write(f"[{i}] {line if line.endswith(chr(10)) else line + chr(10)}")
-                self._out.flush()
+                # Read on in any case: a process whose pipe is full waits for ever.
+                if self.output_error is None:
+                    self._write(f"[{i}] {line if line.endswith(chr(10)) else line + chr(10)}")
+
+    def _write(self, line: str) -> None:
+        try:
+            self._out.write(line)
+            self._out.flush()
+        except Exception as e:
+            self.output_error = e
 
     @contextlib.contextmanager
     def _signals_passed_on(self) -> Iterator[None]:
         def pass_on(signum: int, frame: Optional[FrameType]) -> None:
             del frame
-            self.was_signalled = True
-            self._send(signum)
+            if signum == signal.SIGHUP:
+                # Of a terminal whose end also breaks their output.
+                self._ask()
+            else:
+                self.was_asked = True
+                self._send(signum)
 
-        previous = {s: signal.signal(s, pass_on) for s in (signal.SIGTERM, signal.SIGINT)}
+        signums = [signal.SIGTERM, signal.SIGINT]
+        if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+            # Else it is nohup that started this.
+            signums.append(signal.SIGHUP)
+        previous = {s: signal.signal(s, pass_on) for s in signums}
         try:
             yield
         finally:
@@ -221,21 +249,36 @@ class _Children:
                 signal.signal(signum, handler)
 
     def _send(self, signum: int) -> None:
-        """Sends a signal to each; SIGKILL, of which they cannot tell, also to what they have started."""
+        """Sends a signal to each; SIGKILL to all that they have started, too, which may have outlived them."""
         for popen in self._popens:
-            if popen.poll() is None:
-                with contextlib.suppress(ProcessLookupError):
-                    (os.killpg if signum == signal.SIGKILL else os.kill)(popen.pid, signum)
+            with contextlib.suppress(ProcessLookupError):
+                if signum == signal.SIGKILL:
+                    os.killpg(popen.pid, signum)
+                elif popen.poll() is None:
+                    os.kill(popen.pid, signum)
+
+    def _ask(self) -> None:
+        """Asks all to save and end, unless they were asked: a second SIGTERM ends a process at once."""
+        if not self.was_asked:
+            self.was_asked = True
+            self._send(signal.SIGTERM)
 
     def wait(self) -> Optional[int]:
-        """Waits for all, or for the first that fails; returns which one that is, None if none does."""
+        """Waits for all, or for the first that fails; returns which one that is, None if none does.
+
+        Where their lines cannot be written any more, asks them to end. Of those that were asked, none fails by ending
+        for it: others may still be saving.
+        """
         while True:
+            if self.output_error is not None:
+                self._ask()
             statuses = [popen.poll() for popen in self._popens]
-            failed = [i for i, status in enumerate(statuses) if status]
+            ended = [i for i, status in enumerate(statuses) if status]
+            failed = [i for i in ended if not (self.was_asked and statuses[i] in _STOPPED_STATUSES)]
             if failed:
                 return failed[0]
             if None not in statuses:
-                return None
+                return ended[0] if ended else None
             time.sleep(_POLL_SECONDS)
 
     def _end_all(self) -> None:
@@ -247,7 +290,7 @@ class _Children:
             while time.monotonic() < deadline and any(popen.poll() is None for popen in self._popens):
                 time.sleep(_POLL_SECONDS)
         for reader in self._readers:
-            # Something that a process started and left behind may keep its output open.
+            # What has left their process groups may keep their output open.
             reader.join(timeout=1.0)
 
     def status(self, i: int) -> int:

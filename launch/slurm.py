@@ -1,6 +1,7 @@
 """A batch script that runs a command on the nodes of a SLURM cluster: `axlearn launch slurm`."""
 
 import dataclasses
+import re
 import shlex
 import subprocess
 from collections.abc import Sequence
@@ -21,7 +22,8 @@ class SlurmJob:
         time: The longest time, as SLURM writes it, such as 1-00:00:00. None: as the partition says.
         partition: Where to run; None: where the cluster does by default.
         save_seconds: How long before the end of the time the processes get SIGTERM, on which they save and end.
-        options: More options of sbatch, as they are written there, such as --account=research.
+        options: More options of sbatch, as they are written there, such as --account=research. One that is
+            --NAME=VALUE without quotes stands for that value, spaces and all.
     """
 
     nodes: int
@@ -45,8 +47,10 @@ def slurm_script(command: Sequence[str], job: SlurmJob) -> str:
         job: What the job asks for.
 
     Raises:
-        ValueError: If a number is illegal, or the GPUs of a node do not divide over its processes.
+        ValueError: If a number is illegal, the GPUs of a node do not divide over its processes, or a text does not fit
+            into a line of the script or into the name of a file.
     """
+    _check_texts(job)
     for name in ("nodes", "gpus_per_node", "processes_per_node", "save_seconds"):
         number = getattr(job, name)
         if number is not None and number < 1:
@@ -59,7 +63,7 @@ def slurm_script(command: Sequence[str], job: SlurmJob) -> str:
                 expected=f"a divisor of {job.gpus_per_node}",
             )
         )
-    options = [
+    named = [
         f"--job-name={job.name}",
         f"--nodes={job.nodes}",
         f"--ntasks-per-node={job.processes_per_node}",
@@ -70,16 +74,43 @@ def slurm_script(command: Sequence[str], job: SlurmJob) -> str:
         "--requeue",
         "--open-mode=append",
         f"--output={job.name}-%j.log",
-        *job.options,
     ]
+    # sbatch reads quotes as a shell does, and takes # for the beginning of a comment.
+    options = [*map(shlex.quote, named), *map(_quoted_value, job.options)]
     lines = [
         "#!/bin/bash",
         *(f"#SBATCH {option}" for option in options),
         "",
+        "# Since SLURM 22.05 srun does not ask for the CPUs that sbatch was asked for.",
+        '[ -z "${SLURM_CPUS_PER_TASK:-}" ] || export SRUN_CPUS_PER_TASK="$SLURM_CPUS_PER_TASK"',
         "# One that fails ends all; what it said stands above, with the number of its process in front.",
         f"exec srun --kill-on-bad-exit=1 --label {shlex.join(command)}",
     ]
     return "\n".join(lines) + "\n"
+
+
+def _check_texts(job: SlurmJob) -> None:
+    texts: dict[str, Sequence[Optional[str]]] = {
+        "--name": [job.name],
+        "--time": [job.time],
+        "--partition": [job.partition],
+        "--sbatch": job.options,
+    }
+    for where, values in texts.items():
+        for value in values:
+            if value is not None and "\n" in value:
+                raise ValueError(error_message(where=where, what=f"{value!r}", expected="one line"))
+    if "/" in job.name:
+        raise ValueError(
+            error_message(
+                where="--name", what=f"{job.name!r}", expected="no /: the log file has this name, too"
+            )
+        )
+
+
+def _quoted_value(option: str) -> str:
+    """Quotes --NAME=VALUE where it must; leaves what has quotes already, or is -X VALUE, as it was written."""
+    return shlex.quote(option) if re.fullmatch(r"--[\w-]+=[^'\"\\]*", option) else option
 
 
 def submit(script: str) -> str:

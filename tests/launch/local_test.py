@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 
 import pytest
 
@@ -50,8 +51,64 @@ def test_those_that_do_not_end_by_themselves_are_ended(capfd, monkeypatch):
     assert seconds < 5
 
 
-@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_is_passed_on_to_all(signum):
+def _is_running(pid: int) -> bool:
+    """Whether there is such a process, and not only its entry for a parent that has not asked for its end."""
+    try:
+        return (
+            pathlib.Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[0] != "Z"
+        )
+    except OSError:
+        return False
+
+
+def test_what_an_ended_process_left_behind_is_ended(capfd):
+    status, lines, _ = _run("sleep 60 & echo $!; [ $PROCESS_ID = 1 ] && exit 7; sleep 0.2", num_processes=2)
+    assert status == 7
+    pids = [int(line.split()[1]) for line in lines]
+    assert len(pids) == 2
+    deadline = time.monotonic() + 5
+    while any(map(_is_running, pids)) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not any(map(_is_running, pids))
+    capfd.readouterr()
+
+
+class _FullAfterALine(io.StringIO):
+    """Takes one line, as `head -1` does."""
+
+    def write(self, text: str) -> int:
+        if self.getvalue():
+            raise BrokenPipeError("nobody reads this")
+        return super().write(text)
+
+
+def test_when_nobody_reads_their_lines_all_are_asked_once_to_end(tmp_path, monkeypatch):
+    monkeypatch.setattr("axlearn.launch.local._PATIENCE_SECONDS", 0.3)
+    # More lines than a pipe holds: who is not read waits, here not for ever. Process 1 saves for longer than 0.
+    script = (
+        "(sleep 20; kill -9 $$) & "
+        f"trap 'echo asked >> {tmp_path}/$PROCESS_ID; sleep $PROCESS_ID; "
+        f"echo saved >> {tmp_path}/$PROCESS_ID; exit 143' TERM; "
+        f"cd {tmp_path}; touch ready$PROCESS_ID; until [ -e ready0 ] && [ -e ready1 ]; do sleep 0.02; done; "
+        "i=0; while [ $i -lt 9000 ]; do i=$((i+1)); echo line $i; done; "
+        "while :; do sleep 0.05; done"
+    )
+    with pytest.raises(BrokenPipeError, match="nobody reads this"):
+        run_local(["sh", "-c", script], num_processes=2, out=_FullAfterALine())
+    said = [(tmp_path / f"{i}").read_text(encoding="utf-8") for i in range(2)]
+    assert said == ["asked\nsaved\n"] * 2
+
+
+@pytest.fixture
+def hangup_ends() -> Iterator[None]:
+    """What is started meanwhile is not started as by nohup, even where the tests are."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_a_signal_is_passed_on_to_all(signum, hangup_ends):
     script = "trap 'echo $PROCESS_ID saves; exit 143' TERM INT; echo ready; while :; do sleep 0.05; done"
     launcher = subprocess.Popen(
         [
@@ -90,6 +147,10 @@ def test_gpus_are_shared_out(tmp_path):
         (tmp_path / "dev" / name).touch()
     assert gpu_ids({}, root=tmp_path) == ["0", "1", "2", "10"]
     assert gpu_ids({"CUDA_VISIBLE_DEVICES": "3,1"}, root=tmp_path) == ["3", "1"]
+    assert gpu_ids({"CUDA_VISIBLE_DEVICES": "GPU-8f2, MIG-1c0"}, root=tmp_path) == ["GPU-8f2", "MIG-1c0"]
+    for none in ("", "-1", "NoDevFiles", "none"):
+        assert gpu_ids({"CUDA_VISIBLE_DEVICES": none}, root=tmp_path) == []
+    assert gpu_ids({"CUDA_VISIBLE_DEVICES": "2,-1,3"}, root=tmp_path) == ["2"]
     assert gpu_ids({"JAX_PLATFORMS": "cpu"}, root=tmp_path) == []
     gpus = ["0", "1", "2", "3"]
     shared = child_environments({}, num_processes=2, devices_per_process=None, gpus=gpus, port=9)
