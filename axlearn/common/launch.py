@@ -79,7 +79,12 @@ def setup(
     if place is not None and has_peers:
         if jax_backend is not None and "JAX_PLATFORMS" not in os.environ:
             jax.config.update("jax_platforms", jax_backend)
-        _join(place, initialization_timeout=initialization_timeout, heartbeat_timeout=heartbeat_timeout)
+        _join(
+            place,
+            jax_backend=jax_backend,
+            initialization_timeout=initialization_timeout,
+            heartbeat_timeout=heartbeat_timeout,
+        )
         watch_peers()
     if leave_no_trace:
         os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
@@ -91,6 +96,11 @@ def setup(
     elif "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         _use_compilation_cache(str(cache_dir() / "jax"))
     _check_backend(jax_backend)
+
+
+def is_first_process() -> bool:
+    """Returns whether this process is the one that speaks for all; to be asked after `setup`."""
+    return jax.process_index() == 0
 
 
 def set_up_logging() -> None:
@@ -107,7 +117,9 @@ def set_up_logging() -> None:
     )
 
 
-def _join(place: Place, *, initialization_timeout: int, heartbeat_timeout: int) -> None:
+def _join(
+    place: Place, *, jax_backend: Optional[str], initialization_timeout: int, heartbeat_timeout: int
+) -> None:
     """Starts jax.distributed with the other processes, which are known to be there by then."""
     # It would take SIGTERM for itself, in C++, and Ctrl-C not; the trainer agrees with its peers on when to stop.
     jax.config.update("jax_enable_preemption_service", False)
@@ -117,7 +129,11 @@ def _join(place: Place, *, initialization_timeout: int, heartbeat_timeout: int) 
         heartbeat_timeout_seconds=heartbeat_timeout,
     )
     if place.is_found_by_jax:
-        initialize()
+        try:
+            initialize()
+        except ValueError as e:
+            # jax asked all runtimes that it knows, and none says who the others are.
+            raise _unusable(jax_backend or "tpu", f"there is no runtime of a TPU: {e}") from e
         return
     hold_roll_call(place, timeout_seconds=initialization_timeout)
     initialize(
@@ -174,13 +190,7 @@ def _check_backend(jax_backend: Optional[str]) -> None:
     try:
         platforms = {device.platform for device in jax.devices()}
     except RuntimeError as e:
-        raise RuntimeError(
-            error_message(
-                where="--jax_backend",
-                what=f"{jax_backend!r} cannot be used here: {e}",
-                advice="Leave the flag out to use what this machine has.",
-            )
-        ) from e
+        raise _unusable(jax_backend, str(e)) from e
     if platforms != {jax_backend}:
         raise RuntimeError(
             error_message(
@@ -189,3 +199,13 @@ def _check_backend(jax_backend: Optional[str]) -> None:
                 advice="Leave the flag out to use what this machine has.",
             )
         )
+
+
+def _unusable(jax_backend: str, why: str) -> RuntimeError:
+    return RuntimeError(
+        error_message(
+            where="--jax_backend",
+            what=f"{jax_backend!r} cannot be used here: {why}",
+            advice="Leave the flag out to use what this machine has.",
+        )
+    )

@@ -281,7 +281,7 @@ def _launch(library: tuple[Any, Any], *, place: Place) -> int:
         trainer = launch_trainer.build_trainer(launched)
         if is_dry_run:
             text, fits = launch_trainer.dry_run(trainer, compile_step=_DRY_RUN.value == "compile")
-            if place.process_id in (0, None):
+            if launch.is_first_process():
                 _print(text)
             return 0 if fits else 2
     except Exception as e:

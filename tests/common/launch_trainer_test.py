@@ -268,6 +268,15 @@ def test_a_backend_that_is_not_there_is_refused():
         launch.setup(jax_backend="abacus")
 
 
+def test_a_tpu_that_is_not_there_is_refused_in_a_sentence(tmp_path):
+    env = {**environment(), "JAX_PLATFORMS": ""}
+    arguments = ("--config=fuji-tiny", f"--trainer_dir={tmp_path}/run", "--dry_run", "--jax_backend=tpu")
+    done = subprocess.run(command(*arguments), env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr.startswith("--jax_backend: 'tpu' cannot be used here: ")
+    assert "Traceback" not in done.stderr
+
+
 def test_a_compilation_cache_that_others_can_write_to_is_refused(tmp_path, monkeypatch):
     (tmp_path / "jax").mkdir()
     (tmp_path / "jax").chmod(0o777)

@@ -156,7 +156,11 @@ def _slurm_task(env: Mapping[str, str]) -> Optional[SlurmTask]:
         return slurm_task(env)
     except ValueError as e:
         raise ValueError(
-            error_message(where="the environment of SLURM", what=str(e), expected="what srun sets")
+            error_message(
+                where="the environment of SLURM",
+                what=str(e),
+                expected="numbers as srun sets them, and as many GPUs for each task of a node",
+            )
         ) from e
 
 
@@ -178,6 +182,9 @@ def _add_slurm(task: SlurmTask, *, given: dict[str, Any], origins: dict[str, str
 
 def _is_tpu_of_several_hosts(env: Mapping[str, str], *, jax_backend: Optional[str]) -> bool:
     """On other backends than TPU nobody is asked; with none named, what GKE sets is believed."""
+    platforms = env.get("JAX_PLATFORMS")
+    if platforms and "tpu" not in platforms.split(","):
+        return False
     if jax_backend is not None:
         return jax_backend == "tpu"
     return bool(env.get(_TPU_SLICES)) or any("," in env.get(name, "") for name in _TPU_HOSTS)

@@ -285,7 +285,8 @@ def _line(word: dict[str, Any]) -> bytes:
 def _parsed(line: bytes) -> Optional[dict[str, Any]]:
     try:
         word = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
+        # The second for thousands of brackets.
         return None
     return word if isinstance(word, dict) else None
 

@@ -40,7 +40,7 @@ def slurm_task(env: Mapping[str, str]) -> Optional[SlurmTask]:
         env: The environment.
 
     Raises:
-        ValueError: If a variable of SLURM is no number.
+        ValueError: If a variable of SLURM is no number, or the GPUs of the node do not divide over its tasks.
     """
     if not all(env.get(name) for name in _STEP_VARIABLES):
         return None
@@ -62,18 +62,38 @@ def first_host(node_list: str) -> str:
 
 
 def _local_device_ids(env: Mapping[str, str]) -> Optional[tuple[int, ...]]:
-    """An equal share of the node's GPUs for each of several tasks, unless SLURM has shared them out itself."""
+    """An equal share of the node's GPUs for each of several tasks, unless SLURM has shared them out itself.
+
+    Raises:
+        ValueError: If there is no equal share.
+    """
     num_local_tasks = _tasks_on_this_node(env)
-    if num_local_tasks == 1 or env.get("SLURM_GPUS_PER_TASK") or env.get("SLURM_TRES_PER_TASK"):
+    if num_local_tasks == 1 or _has_own_gpus(env) or env.get("JAX_PLATFORMS") == "cpu":
         return None
     local_task_id = int(env[_LOCAL_TASK_ID])
     visible = env.get("CUDA_VISIBLE_DEVICES")
     if visible is None:
         return (local_task_id,)
-    share, rest = divmod(len(visible.split(",")), num_local_tasks)
-    if share == 0 or rest:
+    num_visible = len(visible.split(","))
+    if num_visible < max(num_local_tasks, int(env.get("SLURM_GPUS_ON_NODE") or 0)):
+        # Those of the node are more: these are the task's own.
         return None
+    share, rest = divmod(num_visible, num_local_tasks)
+    if rest:
+        raise ValueError(f"{num_local_tasks} tasks on this node do not share {num_visible} GPUs equally")
     return tuple(range(local_task_id * share, (local_task_id + 1) * share))
+
+
+def _has_own_gpus(env: Mapping[str, str]) -> bool:
+    """Whether SLURM was asked to bind GPUs to tasks."""
+    # Such as "verbose,map_gpu:0,1".
+    binding = env.get("SLURM_GPU_BIND", "").rpartition(",")[2]
+    if binding:
+        return binding != "none"
+    if env.get("SLURM_GPUS_PER_TASK") or env.get("SLURM_NTASKS_PER_GPU"):
+        return True
+    # Such as "cpu=4,gres/gpu=1"; --cpus-per-task alone sets it, too.
+    return "gpu" in env.get("SLURM_TRES_PER_TASK", "")
 
 
 def _tasks_on_this_node(env: Mapping[str, str]) -> int:

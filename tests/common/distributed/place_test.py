@@ -81,6 +81,11 @@ def test_flags_and_environment_say_the_same():
         ),
         (SLURM, {"num_processes": 8}, r"--num_processes: 8 contradicts SLURM, which started 4 tasks"),
         ({**SLURM, "SLURM_PROCID": "x"}, {}, r"the environment of SLURM: .*'x'"),
+        (
+            {**SLURM, "CUDA_VISIBLE_DEVICES": "0,1,2"},
+            {},
+            r"SLURM: 2 tasks on this node do not share 3 GPUs equally",
+        ),
     ],
 )
 def test_what_is_no_place_is_refused(env, flags, message):
@@ -114,6 +119,15 @@ def test_what_srun_did_not_start_or_started_alone_is_one_process():
         # Bound to the task by SLURM already.
         ({"CUDA_VISIBLE_DEVICES": "0"}, None),
         ({"CUDA_VISIBLE_DEVICES": "0,1", "SLURM_GPUS_PER_TASK": "2"}, None),
+        ({"CUDA_VISIBLE_DEVICES": "0,1", "SLURM_NTASKS_PER_GPU": "1"}, None),
+        ({"CUDA_VISIBLE_DEVICES": "0,1", "SLURM_TRES_PER_TASK": "cpu=4,gres/gpu=2"}, None),
+        ({"CUDA_VISIBLE_DEVICES": "0,1", "SLURM_GPU_BIND": "verbose,map_gpu:0,1"}, None),
+        ({"CUDA_VISIBLE_DEVICES": "0,1", "SLURM_GPUS_ON_NODE": "4"}, None),
+        ({"CUDA_VISIBLE_DEVICES": "0,1,2", "JAX_PLATFORMS": "cpu"}, None),
+        # Not bound.
+        ({"CUDA_VISIBLE_DEVICES": "0,1", "SLURM_GPUS_ON_NODE": "2"}, (1,)),
+        ({"CUDA_VISIBLE_DEVICES": "0,1", "SLURM_GPU_BIND": "none", "SLURM_GPUS_PER_TASK": "1"}, (1,)),
+        ({"CUDA_VISIBLE_DEVICES": "0,1", "SLURM_TRES_PER_TASK": "cpu=4"}, (1,)),
         # One task on each node: all of its GPUs.
         ({"CUDA_VISIBLE_DEVICES": "0,1", "SLURM_STEP_TASKS_PER_NODE": "3,1"}, None),
     ],
@@ -144,6 +158,8 @@ def test_tpus_find_each_other():
     # One host, another backend, or what was said by hand.
     assert find_place({"TPU_WORKER_HOSTNAMES": "localhost"}).is_alone
     assert find_place(pod, jax_backend="cpu").is_alone
+    assert find_place({**pod, "JAX_PLATFORMS": "cpu"}, jax_backend="tpu").is_alone
+    assert find_place({**pod, "JAX_PLATFORMS": "tpu,cpu"}).is_found_by_jax
     assert _facts(find_place({**pod, **OURS})) == (2, 4, "node0:8476")
 
 

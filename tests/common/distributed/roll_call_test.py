@@ -54,12 +54,13 @@ def test_who_is_missing_is_told_to_all_that_came():
 def test_who_left_again_is_missing():
     port = free_port()
     with concurrent.futures.ThreadPoolExecutor(1) as pool:
-        waiting = pool.submit(_hold, [_place(0, port=port, num_processes=2)], timeout_seconds=1.5)
+        waiting = pool.submit(_hold, [_place(0, port=port)], timeout_seconds=1.5)
         hello = '{"greeting": "axlearn-roll-call-1", "process_id": 1, "num_processes": 3, "name": "n"}\n'
         time.sleep(0.3)
         with socket.create_connection(("localhost", port)) as connection:
-            connection.sendall(hello[:30].encode())
-        assert "1 of 2 processes came within 1.5 s; missing: 1" in waiting.result()[0]
+            connection.sendall(hello.encode())
+            time.sleep(0.2)
+        assert "1 of 3 processes came within 1.5 s; missing: 1, 2; there: 0 (" in waiting.result()[0]
 
 
 def test_without_process_0_the_others_say_where_they_looked():
@@ -86,7 +87,15 @@ def test_strangers_are_not_counted():
 
     def be_strange() -> None:
         hello = b'{"greeting": "axlearn-roll-call-1", "process_id": 7, "num_processes": 2, "name": "n"}\n'
-        for words in (b"GET / HTTP/1.1\r\n\r\n", b'{"greeting": 3}\n', b"[]\n", b"x" * 10_000, b"", hello):
+        strange = (
+            b"GET / HTTP/1.1\r\n\r\n",
+            b'{"greeting": 3}\n',
+            b"[]\n",
+            b"[" * 4000 + b"\n",
+            b"x" * 10_000,
+            b"",
+        )
+        for words in (*strange, hello):
             for _ in range(100):
                 try:
                     with socket.create_connection(("localhost", port), timeout=1) as connection:
