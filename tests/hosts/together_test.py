@@ -4,7 +4,6 @@ import functools
 import hashlib
 import json
 import pathlib
-import threading
 import time
 from typing import Any
 
@@ -14,11 +13,14 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 from axlearn.common import notices, peer_failures, processes
+from axlearn.common.input_base import DataIterator
 from axlearn.common.input_dispatch import InputDispatcher
 from axlearn.common.input_fake import FakeLmInput
+from axlearn.common.module import nowrap
 from axlearn.common.trainer._agreement import StopAgreement
 from axlearn.common.trainer._signals import StopSignals
 from axlearn.common.utils import HybridMeshShape, batch_part, build_mesh, host_to_global_array, use_mesh
+from tests.common.trainer import tiny_recipe
 from tests.processes_harness import Outcome, start_processes
 
 ROWS = 16
@@ -136,25 +138,40 @@ def together() -> dict[str, Any]:
     return seen
 
 
-def fail_in_one() -> None:
+class DataOfSome(FakeLmInput):
+    """Made-up ids, which process 2 does not have, as it finds out when others could have begun long ago."""
+
+    @nowrap
+    def batches(self) -> DataIterator:
+        if jax.process_index() == 2:
+            time.sleep(2)
+            raise OSError("the data\nare not there")
+        return super().batches()
+
+
+def fail_in_one(run_dir: str) -> None:
     """Process 2 fails while the others wait where no exception reaches them."""
+    cfg = tiny_recipe.trainer_config(dir=run_dir)
+    fields = {name: getattr(cfg.input, name) for name in ("global_batch_size", "source_length", "vocab_size")}
+    trainer = cfg.set(input=DataOfSome.default_config().set(**fields)).instantiate(parent=None)
     peer_failures.watch_peers()
     processes.wait_for_all("all watch", timeout_seconds=60)
-    if jax.process_index() == 2:
-        peer_failures.end_with_peers(status=3, text="the data\nare not there")
-    threading.Event().wait()
+    try:
+        trainer.run(jax.random.PRNGKey(0))
+    except OSError as e:
+        peer_failures.end_with_peers(status=3, text=str(e))
 
 
 def do_all(result_file: str) -> None:
     """All of it in one start, which costs most."""
     seen = together()
     pathlib.Path(f"{result_file}-{jax.process_index()}").write_text(json.dumps(seen), encoding="utf-8")
-    fail_in_one()
+    fail_in_one(f"{result_file}-run")
 
 
 @pytest.fixture(scope="module")
-def ended(tmp_path_factory) -> tuple[list[dict[str, Any]], list[Outcome]]:
-    """What four processes saw, and how they ended."""
+def ended(tmp_path_factory) -> tuple[list[dict[str, Any]], list[Outcome], pathlib.Path]:
+    """What four processes saw, how they ended, and where they would have trained."""
     results = tmp_path_factory.mktemp("together") / "seen"
     with start_processes(
         f"{__name__}:do_all", num_processes=4, num_devices=2, arguments={"result_file": str(results)}
@@ -162,12 +179,13 @@ def ended(tmp_path_factory) -> tuple[list[dict[str, Any]], list[Outcome]]:
         outcomes = four.wait(timeout_seconds=240)
     files = [results.with_name(f"seen-{i}") for i in range(4)]
     assert all(file.exists() for file in files), "\n".join(outcome.output for outcome in outcomes)
-    return [json.loads(file.read_text(encoding="utf-8")) for file in files], outcomes
+    seen = [json.loads(file.read_text(encoding="utf-8")) for file in files]
+    return seen, outcomes, results.with_name("seen-run")
 
 
 @pytest.mark.parametrize("name", MESHES)
 def test_processes_read_what_their_devices_hold(ended, name):
-    seen, _ = ended
+    seen, *_ = ended
     assert [tuple(one["parts"][name]) for one in seen] == MESHES[name][2]
 
 
@@ -187,9 +205,15 @@ def test_of_several_notices_the_first_stands(ended):
 
 
 def test_all_end_with_the_status_and_the_words_of_the_one_that_failed(ended):
-    _, outcomes = ended
+    _, outcomes, _ = ended
     assert [outcome.status for outcome in outcomes] == [3] * 4
     for i in (0, 1, 3):
         assert "Process 2 of 4 failed, and all end with it. It said:\n  the data\n  are not there" in (
             outcomes[i].output
         )
+
+
+def test_a_run_that_one_refuses_leaves_nothing_behind(ended):
+    *_, run_dir = ended
+    assert run_dir.parent.is_dir()
+    assert not run_dir.exists()

@@ -160,11 +160,12 @@ def _pid_of(process_id: int, run: pathlib.Path) -> int:
 
 
 @pytest.mark.slow
-def test_sigterm_to_one_process_saves_one_step_in_all(tmp_path):
+@pytest.mark.parametrize("victim", [0, 1])
+def test_sigterm_to_one_process_saves_one_step_in_all(tmp_path, victim):
     run = tmp_path / "run"
     process = _start(run, recipe="hosts-tiny", processes=2, devices=4, max_step=100_000)
     output = _wait_for(process, "step 5/")
-    os.kill(_pid_of(1, run), signal.SIGTERM)
+    os.kill(_pid_of(victim, run), signal.SIGTERM)
     output += _rest_of(process)
     assert process.returncode == 143, output
     newest = sorted((run / "checkpoints").glob("step_????????"))[-1]

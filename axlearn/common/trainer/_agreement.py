@@ -9,10 +9,13 @@ from absl import logging
 from axlearn.common import notices, processes
 from axlearn.common.trainer._signals import StopSignals
 
-# Between two looks for a request of another process.
+# Between two looks for a request of another process. Process 0 answers them all, and a thousand in a second are nothing
+# to it.
 _LOOK_SECONDS = 0.5
+_PROCESSES_PER_SECOND = 1000
 # How long a process waits for the answers of the others, which a thread of each gives as soon as its loop is there.
-_ANSWER_SECONDS = 120.0
+# Much shorter than the time that `axlearn launch slurm` leaves for a save (120 s), so that they can ask again.
+_ANSWER_SECONDS = 30.0
 # How long the end of a run waits for the thread, which may be asking others whose run has ended already.
 _END_SECONDS = 10.0
 # A notice serves once, and a process may run several trainers one after another, equally in all processes.
@@ -42,7 +45,10 @@ class StopAgreement:
         # Held while others are asked: what this process has told them must stay true.
         self._lock = threading.Lock()
         self._ended = threading.Event()
+        self._look_seconds = max(_LOOK_SECONDS, num_processes / _PROCESSES_PER_SECOND)
         self._tag = f"trainer/stop/{next(_runs)}"
+        # A meeting serves once, whether all came or not.
+        self._meetings = itertools.count()
         self._thread = threading.Thread(target=self._watch, name="stop-agreement", daemon=True)
 
     def __enter__(self) -> "StopAgreement":
@@ -70,16 +76,19 @@ class StopAgreement:
             return self._agreed[1]
 
     def _watch(self) -> None:
-        while not self._ended.wait(_LOOK_SECONDS):
+        has_failed = False
+        while not self._ended.wait(self._look_seconds):
             try:
                 request = self._request()
                 if request is not None:
                     self._agree(request)
                     return
             except RuntimeError as e:
-                # Somebody is gone. Without them no step ends either, and jax's heartbeats end this process.
-                logging.warning("The processes could not agree on a step to stop behind: %s", e)
-                return
+                # Process 0 was too busy to answer, or somebody is late or gone. jax's heartbeats tell which: without
+                # them no step ends either.
+                if not has_failed:
+                    logging.warning("The processes could not yet agree on a step to stop behind: %s", e)
+                has_failed = True
 
     def _request(self) -> Optional[int]:
         """Returns the signal that any process got, after telling all of one that this process got."""
@@ -91,7 +100,9 @@ class StopAgreement:
     def _agree(self, signum: int) -> None:
         with self._lock:
             steps = processes.all_gather_text(
-                f"{self._tag}/steps", str(self._step), timeout_seconds=_ANSWER_SECONDS
+                f"{self._tag}/steps/{next(self._meetings)}",
+                str(self._step),
+                timeout_seconds=_ANSWER_SECONDS,
             )
             self._agreed = (max(map(int, steps)) + 1, signum)
         logging.info("Signal %d: all processes stop behind step %d.", signum, self._agreed[0])

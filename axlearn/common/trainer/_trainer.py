@@ -68,10 +68,10 @@ from axlearn.common.utils import (
     use_mesh,
 )
 
-# How long the first process that has its state waits for the last one, which may read more slowly.
+# How long the first process that has its data, or its state, waits for the last one, which may read more slowly.
 _READY_SECONDS = 3600.0
-# Such a meeting needs a name of its own for each run of this process, the same in all processes.
-_ready_runs = itertools.count()
+# Such meetings need names of their own for each run of this process, the same in all processes.
+_runs = itertools.count()
 # Steps between two lines of the log where nobody says otherwise.
 _LOG_EVERY_N_STEPS = 100
 
@@ -328,7 +328,7 @@ class SpmdTrainer(Module):
             StoppedBySignal: If a signal ended the run.
             Exception: Whatever reading the data, restoring and saving raise.
         """
-        cfg = self.config
+        cfg, run = self.config, next(_runs)
         if cfg.check_memory is not False:
             self._programs.check_fits(where=self.path())
         with StopSignals() as signals, self._surroundings():
@@ -340,9 +340,11 @@ class SpmdTrainer(Module):
                     evaler.input.batches()
                 inputs = (self.input, *(evaler.input for evaler in self._evalers.values()))
                 check_vocabularies(self.model, inputs=inputs)
+                # A process that refuses the run does so before another makes the folder of checkpoints and tidies it.
+                wait_for_all(f"trainer/checked/{run}", timeout_seconds=_READY_SECONDS)
                 self.restore_or_init(prng_key)
-                # A process that refuses the run does so before another writes anything.
-                wait_for_all(f"trainer/ready/{next(_ready_runs)}", timeout_seconds=_READY_SECONDS)
+                # Likewise, before another writes anything.
+                wait_for_all(f"trainer/ready/{run}", timeout_seconds=_READY_SECONDS)
             if on_ready is not None:
                 on_ready()
             if self._step >= cfg.max_step:
