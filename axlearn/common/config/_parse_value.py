@@ -95,6 +95,9 @@ def _read(text: str, place: Place) -> Any:
     if is_untyped:
         if not _says_its_type(current):
             return _read_freely(text, place)
+        if place.is_inner and type(current) is str and text[:1] in _OPENING:
+            # Several names in the place of one, as the axes of a dim in a partition spec.
+            return _read_freely(text, place._replace(current=None))
         kinds = [type(current)]
     if type(current) is int and (is_untyped or (float in kinds and int not in kinds)):
         # Where a whole number stands in the place of a fraction, another one does too: dumps tell 1 from 1.0.

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Optional
 
@@ -10,12 +11,24 @@ from jax.sharding import Mesh
 
 from axlearn.common.config import ConfigBase, error_message
 from axlearn.common.trainer._memory import format_bytes, is_on_host, shard_bytes
-from axlearn.common.utils import flatten_items
+from axlearn.common.utils import VDict, flatten_items
 
 # What is not worth a line of its own: norm scales and biases. The norms of 405B, 126 x 16384 floats, are 8 MiB, and
 # 0.0005 % of its parameters; the smallest table of a recipe here, 2048 x 192, is 1.5 MiB.
 _SMALL_BYTES = 2**20
 _SMALL_SHARE = 1e-3
+
+# The parts of a parameter's path that are called otherwise in the config. A stack runs its layers in a child, and they
+# have the stack's field `layer`; so have those of the stages of a pipeline.
+_STACKS = [(r"\bpipeline/layer/", ""), (r"\brepeat/layer\b", "layer")]
+# Children of which their parent's config has another name.
+_FIELDS = [
+    (r"layer(\d+)", "layer"),
+    (r"linear1_\d+", "linear1"),
+    (r"i_proj", "input_linear"),
+    (r"o_proj", "output_linear"),
+    (r"(?:q|k|v|qkv)_proj", "layer"),
+]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,7 +43,7 @@ class WholeParameter:
         axes: The axes along which it is whole, with their sizes.
         num_bytes: Of the part that each device has.
         state_bytes: Of the optimizer's state of the same shape on each device; 0 where that is on the host.
-        better_spec: A spec that splits it over these axes.
+        better_spec: A spec that splits it over these axes, as its layer says it: without the dims that stack layers.
         field: Where in the model's config the spec is set; None: not known.
     """
 
@@ -112,21 +125,28 @@ def find_whole_parameters(
     large: list[WholeParameter] = []
     small: list[WholeParameter] = []
     for path, spec in specs.items():
-        asked = {axis for dim in _entries(spec.mesh_axes or (), ndim=len(spec.shape)) for axis in dim}
+        own_spec = _padded(spec.mesh_axes or (), ndim=len(spec.shape))
+        asked = {axis for dim in _entries(own_spec, ndim=len(own_spec)) for axis in dim}
         open_axes = [axis for axis in mesh.axis_names if axis in splitting - asked]
-        dim, axes = _best_split(spec.shape, entries[path], open_axes=open_axes, sizes=mesh.shape)
+        # No layer can say how the layers of its stack are split.
+        first_dim = _num_stack_dims(state_specs.model, path)
+        dim, axes = _best_split(
+            spec.shape, entries[path], first_dim=first_dim, open_axes=open_axes, sizes=mesh.shape
+        )
         if not axes:
             continue
         found = WholeParameter(
             path=path,
             shape=tuple(int(size) for size in spec.shape),
             dtype=np.dtype(spec.dtype).name,
-            spec=_padded(spec.mesh_axes or (), ndim=len(spec.shape)),
+            spec=own_spec,
             axes={axis: int(mesh.shape[axis]) for axis in axes},
             num_bytes=shard_bytes(spec),
             state_bytes=states.get(path, 0),
-            better_spec=_with_axes(spec.mesh_axes or (), dim=dim, axes=axes, ndim=len(spec.shape)),
-            field=None if model_cfg is None else _field_of(path, spec=spec, model_cfg=model_cfg),
+            better_spec=_with_axes(own_spec, dim=dim, axes=axes)[first_dim:],
+            field=None
+            if model_cfg is None
+            else _field_of(path, layer_spec=own_spec[first_dim:], cfg=model_cfg),
         )
         is_small = found.num_bytes < max(_SMALL_BYTES, _SMALL_SHARE * total)
         (small if is_small else large).append(found)
@@ -147,26 +167,34 @@ def _padded(spec: Any, *, ndim: int) -> tuple[Any, ...]:
     return (*spec, *[None] * (ndim - len(spec)))
 
 
-def _with_axes(spec: Any, *, dim: int, axes: Sequence[str], ndim: int) -> tuple[Any, ...]:
-    joined = (*_entries(spec, ndim=ndim)[dim], *axes)
-    padded = list(_padded(spec, ndim=ndim))
-    padded[dim] = joined[0] if len(joined) == 1 else joined
-    return tuple(padded)
+def _with_axes(spec: tuple[Any, ...], *, dim: int, axes: Sequence[str]) -> tuple[Any, ...]:
+    joined = (*_entries(spec, ndim=len(spec))[dim], *axes)
+    return (*spec[:dim], joined[0] if len(joined) == 1 else joined, *spec[dim + 1 :])
+
+
+def _num_stack_dims(specs: Any, path: str) -> int:
+    """How many leading dims of a parameter stack layers: as many as there are `VDict`s around it."""
+    num_dims = 0
+    for name in path.split("/"):
+        num_dims += isinstance(specs, VDict)
+        specs = specs[name]
+    return num_dims
 
 
 def _best_split(
     shape: Sequence[int],
     entries: Sequence[tuple[str, ...]],
     *,
+    first_dim: int,
     open_axes: Sequence[str],
     sizes: Mapping[str, int],
 ) -> tuple[int, list[str]]:
-    """The dim that divides over most devices of some more axes, the last of equals, and these axes."""
-    best: tuple[int, list[str]] = (0, [])
-    for dim, size in enumerate(shape):
+    """The dim from `first_dim` on that divides over most devices of more axes, the last of equals, and these axes."""
+    best: tuple[int, list[str]] = (first_dim, [])
+    for dim in range(first_dim, len(shape)):
         num_shards, axes = math.prod(sizes[axis] for axis in entries[dim]), []
         for axis in open_axes:
-            if size % (num_shards * sizes[axis]) == 0:
+            if shape[dim] % (num_shards * sizes[axis]) == 0:
                 num_shards *= sizes[axis]
                 axes.append(axis)
         if math.prod(sizes[axis] for axis in axes) >= math.prod(sizes[axis] for axis in best[1]):
@@ -186,12 +214,31 @@ def _optimizer_states(learner_specs: Any, *, specs: Mapping[str, Any], platform:
     return sizes
 
 
-def _field_of(path: str, *, spec: Any, model_cfg: ConfigBase) -> Optional[str]:
-    """The dotted path of the field that says how a parameter is split, if the config is shaped like the model."""
-    *modules, _ = path.split("/")
-    cfg: Any = model_cfg
-    for name in modules:
-        cfg = getattr(cfg, name, None) if isinstance(cfg, ConfigBase) and name in cfg else None
-    own = getattr(cfg, "param_partition_spec", None)
-    is_it = own is not None and tuple(own) == tuple(spec.mesh_axes or ())
-    return ".".join(["model", *modules, "param_partition_spec"]) if is_it else None
+def _field_of(path: str, *, layer_spec: tuple[Any, ...], cfg: ConfigBase) -> Optional[str]:
+    """The dotted path of the field of a model's config that splits a parameter, where one is found that says so now."""
+    for pattern, name in _STACKS:
+        path = re.sub(pattern, name, path)
+    fields, value = ["model"], cfg
+    for name in path.split("/")[:-1]:
+        field, value = _child_config(value, name)
+        fields.append(field)
+    own = getattr(value, "param_partition_spec", None)
+    if own is None or _entries(own, ndim=len(own)) != _entries(layer_spec, ndim=len(layer_spec)):
+        return None
+    return ".".join([*fields, "param_partition_spec"])
+
+
+def _child_config(cfg: Any, name: str) -> tuple[str, Any]:
+    """The field of a config from which a child gets its own, and what is there. None: it is not known."""
+    for pattern, field in [(name, name), *_FIELDS]:
+        match = re.fullmatch(pattern, name)
+        if match is None or not isinstance(cfg, ConfigBase) or field not in cfg:
+            continue
+        value = getattr(cfg, field)
+        if isinstance(value, list | tuple) and match.groups():
+            # A config for each layer.
+            index = int(match[1])
+            field, value = f"{field}[{index}]", value[index]
+        if isinstance(value, ConfigBase):
+            return field, value
+    return name, None

@@ -210,6 +210,7 @@ def test_what_follows_a_class_that_cannot_be_put_there_is_not_reported_again():
         ("untyped='it''s'", "its"),
         ("spec=PartitionSpec(('a', 'b'), None)", (("a", "b"), None)),
         ("spec=[None]", (None,)),
+        ("spec=(('a', 'b'), None)", (("a", "b"), None)),
         ("shape=Shape(2, columns=3)", Shape(2, 3)),
         ("name=axlearn.common.layers.Linear", "axlearn.common.layers.Linear"),
         (f"children={{'a': {HERE}.Norm}}", {"a": Norm.default_config()}),

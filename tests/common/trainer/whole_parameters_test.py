@@ -6,11 +6,19 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
+from axlearn.common.attention import (
+    FusedQKVLinear,
+    PipelinedTransformerLayer,
+    RepeatedTransformerLayer,
+    StackedTransformerLayer,
+    TransformerLayer,
+)
+from axlearn.common.config import apply_overrides
 from axlearn.common.config_check import Severity, check_config
 from axlearn.common.dry_run import dry_run, dry_run_text
 from axlearn.common.trainer import WholeParameters, find_whole_parameters, select_mesh_config
 from axlearn.common.trainer._state import TrainerState
-from axlearn.common.utils import TensorSpec, build_mesh, use_mesh
+from axlearn.common.utils import TensorSpec, VDict, build_mesh, use_mesh
 from axlearn.experiments.registry import find_trainer_config
 from axlearn.experiments.text.gpt import common, fuji_tiny
 
@@ -79,6 +87,67 @@ def test_the_larger_saving_comes_first():
     assert [dict(x.axes) for x in found] == [{"fsdp": 4, "model": 2}] * 2
 
 
+def test_the_dim_that_stacks_layers_is_none_that_a_layer_can_split():
+    # Of 4 layers of 1025 x 1026 floats only the layers divide over four devices.
+    layers = {"repeat": VDict(layer={"weight": _spec(4, 1025, 1026, axes=(None, None, "model"))})}
+    assert not _find(layers, sizes=(1, 4, 2)).large
+    stacked = {"repeat": VDict(layer={"weight": _spec(4, 1024, 1026, axes=(None, None, "model"))})}
+    (found,) = _find(stacked, sizes=(1, 4, 2)).large
+    assert (found.path, dict(found.axes), found.better_spec) == (
+        "repeat/layer/weight",
+        {"fsdp": 4},
+        ("fsdp", "model"),
+    )
+    assert "Set param_partition_spec=('fsdp', 'model') in" in found.sentence(where="model")
+    # Three projections in one, in layers: two dims stack.
+    fused = {"repeat": VDict(layer={"qkv_proj": VDict(weight=_spec(4, 4, 256, 512))})}
+    (found,) = _find(fused, sizes=(1, 4, 2)).large
+    assert found.better_spec == (None, ("fsdp", "model"))
+
+
+def _stack_config(name: str):
+    cfg = fuji_tiny.trainer_config(data_dir="FAKE").set(dir="unused", evalers={})
+    cfg.mesh_shape = common.mesh_shape_from_axes(fsdp=4, model=2)
+    cfg.model.decoder.set(dim=1024)
+    cfg.model.decoder.emb.token_emb.param_partition_spec = ("fsdp", "model")
+    old = cfg.model.decoder.transformer
+    layer = old.layer
+    if name == "blocks":
+        layer = StackedTransformerLayer.default_config().set(num_layers=2, layer=[layer, layer.clone()])
+    if name == "fused":
+        layer.self_attention.attention.input_linear.input_linear = FusedQKVLinear.default_config()
+    kinds = {"pipeline": PipelinedTransformerLayer, "stacked": StackedTransformerLayer}
+    stack = kinds.get(name, RepeatedTransformerLayer).default_config().set(num_layers=4, layer=layer)
+    if name == "pipeline":
+        stack.set(num_stages=2, num_microbatches=2)
+    cfg.model.decoder.transformer = stack
+    return cfg
+
+
+def _set_whole(cfg: TransformerLayer.Config) -> None:
+    cfg.feed_forward.linear1.param_partition_spec = (None, "model")
+    cfg.feed_forward.linear2.param_partition_spec = (None, None)
+    attention = cfg.self_attention.attention
+    attention.output_linear.param_partition_spec = (None, "model", None)
+    attention.input_linear.input_linear.layer.param_partition_spec = [None, None, None]
+
+
+@pytest.mark.parametrize("name", ["repeated", "fused", "stacked", "blocks", "pipeline"])
+def test_the_advice_for_layers_of_a_stack_is_taken_and_helps(name):
+    cfg = _stack_config(name)
+    layer = cfg.model.decoder.transformer.layer
+    for each in layer.layer if name == "blocks" else [layer]:
+        _set_whole(each)
+    found = cfg.clone().instantiate(parent=None).programs.whole_parameters().large
+    kinds = {x.path.split("/")[-2] for x in found}
+    assert {"linear1_0", "linear1_1", "linear2", "o_proj"} < kinds
+    assert "qkv_proj" in kinds
+    overrides = {x.advice().removeprefix('--set "').removesuffix('" splits it') for x in found}
+    assert all(x.startswith("model.decoder.transformer.layer") for x in overrides)
+    apply_overrides(cfg, sorted(overrides))
+    assert not cfg.instantiate(parent=None).programs.whole_parameters().large
+
+
 def test_the_tables_of_fuji_70b_are_found_on_its_own_mesh():
     cfg = find_trainer_config("fuji-70B-v3-tiktoken")(data_dir="FAKE")
     select_mesh_config(cfg, mesh_selector="tpu-v5litepod-256-4")
@@ -97,7 +166,7 @@ def test_a_start_and_a_dry_run_say_so_until_the_advice_is_followed(follow, caplo
     cfg = fuji_tiny.trainer_config(data_dir="FAKE").set(dir="unused", evalers={})
     cfg.mesh_shape = common.mesh_shape_from_axes(fsdp=8)
     if follow:
-        cfg.model.decoder.emb.token_emb.param_partition_spec = (None, ("model", "fsdp"))
+        apply_overrides(cfg, ["model.decoder.emb.token_emb.param_partition_spec=(None, ('model', 'fsdp'))"])
     trainer = cfg.instantiate(parent=None)
     said = [r.getMessage() for r in caplog.records if "is whole along" in r.getMessage()]
     text = dry_run_text(dry_run(trainer, there=None))
