@@ -1,18 +1,17 @@
 """Ten steps of fuji-tiny's model on one device against the same steps where devices split the positions of each row.
 
 Each row has two documents. Keys and values are gathered or passed around, positions lie in the order of the text or in
-head-tail order, and each mesh takes its batches whole and in four parts.
+head-tail order, and each mesh takes its batches whole and in four parts. `make test` runs `_CASES`, in which each value
+of each field occurs, and `make test-scale` all their combinations.
 """
 
 import functools
 import itertools
 from typing import NamedTuple
 
-import numpy as np
 import pytest
 
 from axlearn.common.compiled_program import Collective
-from axlearn.common.module import nowrap
 from axlearn.common.trainer_config_modifier import (
     ContextParallelMethod,
     ContextParallelModifier,
@@ -21,7 +20,7 @@ from axlearn.common.trainer_config_modifier import (
 from axlearn.experiments.text.gpt import common, fuji_tiny
 from tests.parity.layout_runs import (
     LayoutRun,
-    UnevenInput,
+    PackedInput,
     check_begins_and_trains_the_same,
     check_gradients_are_the_same,
     input_partitioner,
@@ -55,7 +54,7 @@ class _Case(NamedTuple):
         return _SEQ_LEN * _BATCH_SIZE // self.grad_acc_steps // self.axes.get("fsdp", 1)
 
 
-# Each value of each field occurs. A case takes some 15 s of one core, nearly all of it to compile.
+# A case takes some 15 s of one core, nearly all of it to compile.
 _CASES = [
     _Case("all_gather", 4, True, "fsdp", 1),
     _Case("ring", 2, True, "model", 1),
@@ -73,26 +72,12 @@ _every_case = pytest.mark.parametrize(
 )
 
 
-class _PackedInput(UnevenInput):
-    """Rows of two documents, whose lengths differ from row to row."""
-
-    @nowrap
-    def batches(self):
-        starts = 1 + np.arange(_BATCH_SIZE)[:, None] * 5 % (_SEQ_LEN - 1)
-        indices = np.arange(_SEQ_LEN)
-        is_second = indices >= starts
-        segment_ids = (1 + is_second).astype(np.int32)
-        positions = np.where(is_second, indices - starts, indices).astype(np.int32)
-        for batch in super().batches():
-            yield {**batch, "input_segment_ids": segment_ids, "input_positions": positions}
-
-
 def _config(axes: dict[str, int], *, grad_acc_steps: int = 1):
     cfg = fuji_tiny.trainer_config()
     cfg.model.decoder.set(dim=_DIM, vocab_size=_VOCAB_SIZE)
     cfg.model.decoder.transformer.num_layers = _NUM_LAYERS
     cfg.learner = common.learner_config(peak_lr=3e-3, max_step=100, warmup_steps=1, weight_decay=1e-4)
-    cfg.input = _PackedInput.default_config().set(
+    cfg.input = PackedInput.default_config().set(
         global_batch_size=_BATCH_SIZE,
         source_length=_SEQ_LEN,
         vocab_size=_VOCAB_SIZE,

@@ -33,6 +33,21 @@ class UnevenInput(FakeLmInput):
             yield {**batch, "target_labels": labels, "target_num_bytes": lens.astype(np.int32)}
 
 
+class PackedInput(UnevenInput):
+    """Rows of two documents, whose lengths differ from row to row."""
+
+    @nowrap
+    def batches(self):
+        cfg = self.config
+        starts = 1 + np.arange(cfg.global_batch_size)[:, None] * 5 % (cfg.source_length - 1)
+        indices = np.arange(cfg.source_length)
+        is_second = indices >= starts
+        segment_ids = (1 + is_second).astype(np.int32)
+        positions = np.where(is_second, indices - starts, indices).astype(np.int32)
+        for batch in super().batches():
+            yield {**batch, "input_segment_ids": segment_ids, "input_positions": positions}
+
+
 def input_partitioner() -> InstantiableConfig:
     """Rows over the axes of a batch, positions over "seq"."""
     return config_for_function(partition_by_path_rank).set(
