@@ -93,7 +93,9 @@ def _read(text: str, place: Place) -> Any:
     if named is not None:
         return named
     if is_untyped:
-        if not _says_its_type(current):
+        # Strings within brackets have quotes: what opens a bracket there is none, whatever stands there now.
+        is_inner_list = place.is_inner and isinstance(current, str) and text[:1] in _OPENING
+        if is_inner_list or not _says_its_type(current):
             return _read_freely(text, place)
         kinds = [type(current)]
     if type(current) is int and (is_untyped or (float in kinds and int not in kinds)):
