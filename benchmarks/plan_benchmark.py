@@ -170,7 +170,7 @@ def time_table(made: Sequence[Made]) -> str:
                 f"{plan.compute_seconds:.2f}",
                 f"{plan.memory_seconds:.2f}",
                 *(f"{seconds:.2f}" if seconds else "" for seconds in links),
-                f"**{step.predicted:.2f}**",
+                f"**{step.predicted:.2f}**{' + host' if plan.host_bytes else ''}",
                 f"{step.best:.2f} to {step.worst:.2f}",
                 f"{plan.mfu(step.predicted) or 0:.0%}",
                 measured,

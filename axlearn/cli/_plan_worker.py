@@ -20,6 +20,7 @@ import numpy as np
 
 from axlearn.common.aot_compilation import (
     Plan,
+    TracedStep,
     advise,
     compile_traced_step,
     compiled_facts,
@@ -34,7 +35,14 @@ from axlearn.common.config import REQUIRED, InstantiableConfig, apply_overrides,
 from axlearn.common.data_dir import set_data_dir
 from axlearn.common.file_system import write_text_durably
 from axlearn.common.machines import Machine, machine_of
-from axlearn.common.trainer import MemoryNeeds, memory_there, save_train_step, select_mesh_config
+from axlearn.common.saved_program import prepare_folder
+from axlearn.common.trainer import (
+    MemoryNeeds,
+    is_step_saved,
+    memory_there,
+    save_train_step,
+    select_mesh_config,
+)
 from axlearn.common.user_errors import error_text, is_for_users
 from axlearn.experiments.registry import find_trainer_config
 
@@ -47,7 +55,9 @@ _OUT_OF_MEMORY = re.compile(
 # The selector that stands for the devices of this machine.
 THIS_MACHINE = "here"
 # Of what a plan says: one that is kept by another version is made again, of the program that is kept beside it.
-_VERSION = 3
+_VERSION = 4
+# How a failure begins that is the program's own, and would be the same again.
+_TOO_LARGE = "it does not fit"
 
 
 def trainer_config_of(request: dict[str, Any]) -> InstantiableConfig:
@@ -65,7 +75,7 @@ def trainer_config_of(request: dict[str, Any]) -> InstantiableConfig:
 
 
 def key_of(cfg: InstantiableConfig, request: dict[str, Any]) -> str:
-    """Returns what decides a compiled program, as a hash: config, machine, versions and flags of what compiles."""
+    """Returns a hash of what is known of a program before it is traced: config, machine, versions and flags."""
     versions = [jax.__version__]
     try:
         versions.append(importlib.metadata.version("libtpu"))
@@ -76,42 +86,76 @@ def key_of(cfg: InstantiableConfig, request: dict[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
+def program_key(step: TracedStep, *, config_key: str) -> str:
+    """Returns what decides a compiled program and a plan of it, as a hash: the traced program, and where it runs.
+
+    Args:
+        step: The step.
+        config_key: From `key_of`.
+    """
+    devices = [(device.platform, device.device_kind) for device in step.mesh.devices.flat]
+    with step.trainer.mesh():
+        program = step.traced.lower().as_text()
+    return hashlib.sha256("\n".join([config_key, repr(devices), program]).encode()).hexdigest()
+
+
 def run(request: dict[str, Any], result_path: pathlib.Path) -> dict[str, Any]:
-    """Makes the plan of a request, or takes the one that is there.
+    """Makes the plan of a request, or takes the one that is there, if its program is the one of today's code.
 
     Args:
         request: `name`, `mesh_selector`, `module`, `data_dir`, `overrides`, and `executable_dir`: where to save the
             compiled step, if anywhere.
         result_path: Where the result is kept; what was read off the compiled program lies beside it, so that a plan
-            of another version of this module is made without compiling.
+            of another version of this module is made without compiling. Errors are not kept: they are tried again.
 
     Returns:
-        A dictionary with `key`, `version`, and either `plan` or `error`.
+        A dictionary with either `key`, `version` and `plan`, or `error`.
     """
     cfg = trainer_config_of(request)
-    key = key_of(cfg, request)
-    saved_folder = request.get("executable_dir")
-    if result_path.is_file():
-        kept: dict[str, Any] = json.loads(result_path.read_text(encoding="utf-8"))
-        is_saved = saved_folder is None or kept.get("executable_dir") == saved_folder
-        if kept.get("key") == key and kept.get("version") == _VERSION and is_saved:
-            return kept
-    head = {"key": key, "version": _VERSION, "executable_dir": saved_folder}
     try:
-        machine, devices = _machine_and_devices(request["mesh_selector"])
-        plan = _plan(
-            cfg,
-            machine=machine,
-            devices=devices,
-            facts_path=result_path.with_suffix(".hlo.gz"),
-            key=key,
-            saved_folder=saved_folder,
-        )
-        result = {**head, "plan": plan.to_json()}
+        result = _result(cfg, request, result_path)
     except Exception as e:
-        result = {**head, "error": error_text(e) if is_for_users(e) else _one_line(e)}
+        result = {"error": error_text(e) if is_for_users(e) else _one_line(e)}
     write_text_durably(os.fspath(result_path), json.dumps(result, indent=2) + "\n")
     return result
+
+
+def _result(cfg: InstantiableConfig, request: dict[str, Any], result_path: pathlib.Path) -> dict[str, Any]:
+    machine, devices = _machine_and_devices(request["mesh_selector"])
+    saved_folder = request.get("executable_dir")
+    if saved_folder is not None:
+        # Before the hours that compiling may take.
+        prepare_folder(saved_folder)
+    step = trace_trainer_step(cfg, devices=devices)
+    key = program_key(step, config_key=key_of(cfg, request))
+    is_saved = saved_folder is None or is_step_saved(step.trainer, folder=saved_folder)
+    kept = _kept_result(result_path, key=key)
+    # A program that the compiler refuses as too large will never be saved.
+    if kept is not None and (is_saved or kept["plan"]["failure"] is not None):
+        return kept
+    plan = _plan(
+        step,
+        machine=machine,
+        facts_path=result_path.with_suffix(".hlo.gz"),
+        key=key,
+        save_to=None if is_saved else saved_folder,
+    )
+    advice = advise(plan, trainer_config=cfg, devices=devices)
+    return {"key": key, "version": _VERSION, "plan": dataclasses.replace(plan, advice=advice).to_json()}
+
+
+def _kept_result(path: pathlib.Path, *, key: str) -> Optional[dict[str, Any]]:
+    """The plan that is kept under a key, unless it failed for another reason than the program itself."""
+    if not path.is_file():
+        return None
+    try:
+        kept: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        return None
+    if kept.get("key") != key or kept.get("version") != _VERSION or "plan" not in kept:
+        return None
+    failure = kept["plan"]["failure"]
+    return kept if failure is None or failure.startswith(_TOO_LARGE) else None
 
 
 def _machine_and_devices(selector: str) -> tuple[Machine, np.ndarray]:
@@ -134,36 +178,27 @@ def _machine_and_devices(selector: str) -> tuple[Machine, np.ndarray]:
 
 
 def _plan(
-    cfg: InstantiableConfig,
-    *,
-    machine: Machine,
-    devices: np.ndarray,
-    facts_path: pathlib.Path,
-    key: str,
-    saved_folder: Optional[str],
+    step: TracedStep, *, machine: Machine, facts_path: pathlib.Path, key: str, save_to: Optional[str]
 ) -> Plan:
-    step = trace_trainer_step(cfg, devices=devices)
     # A program that is to be saved is compiled; else what was kept of it will do.
-    facts = read_facts(facts_path, key=key) if saved_folder is None else None
+    facts = read_facts(facts_path, key=key) if save_to is None else None
     start = time.monotonic()
     if facts is None:
         try:
             compiled = compile_traced_step(step)
         except jax.errors.JaxRuntimeError as e:
-            plan = make_failed_plan(
+            return make_failed_plan(
                 step,
                 machine=machine,
                 failure=_failure(e),
                 temporary_bytes=_temporaries(e, held=step.trainer.programs.memory_needs()),
                 compile_seconds=time.monotonic() - start,
             )
-            return dataclasses.replace(plan, advice=advise(plan, trainer_config=cfg, devices=devices))
         facts = compiled_facts(compiled.compiled, seconds=compiled.seconds)
         write_facts(facts, path=facts_path, key=key)
-        if saved_folder is not None:
-            save_train_step(compiled.compiled, trainer=step.trainer, folder=saved_folder)
-    plan = make_plan(step, machine=machine, facts=facts)
-    return dataclasses.replace(plan, advice=advise(plan, trainer_config=cfg, devices=devices))
+        if save_to is not None:
+            save_train_step(compiled.compiled, trainer=step.trainer, folder=save_to)
+    return make_plan(step, machine=machine, facts=facts)
 
 
 def _one_line(e: Exception) -> str:
@@ -178,9 +213,9 @@ def _failure(e: Exception) -> str:
         return _one_line(e)
     sizes = _OUT_OF_MEMORY.search(text)
     if sizes is None:
-        return "it does not fit, says the compiler"
+        return f"{_TOO_LARGE}, says the compiler"
     what = "in all" if sizes["of"] == "Used" else "for temporaries alone"
-    return f"it does not fit, says the compiler ({sizes['asked']} {what}, of {sizes['there']})"
+    return f"{_TOO_LARGE}, says the compiler ({sizes['asked']} {what}, of {sizes['there']})"
 
 
 def _temporaries(e: Exception, *, held: MemoryNeeds) -> int:

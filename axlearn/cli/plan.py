@@ -245,6 +245,8 @@ def _row(result: dict[str, Any]) -> list[str]:
         f"{plan.flops / plan.num_devices / 1e12:.4g}",
         f"{plan.flops / plan.model_flops:.2f}",
         "not known" if plan.failure else f"{sum(row.sent_bytes for row in plan.traffic) / 1e9:.3g}",
-        "not known" if step is None else f"{step.predicted:.3g} ({step.best:.3g} to {step.worst:.3g})",
+        "not known"
+        if step is None
+        else f"{step.predicted:.3g} ({step.best:.3g} to {step.worst:.3g}){' + host' if plan.host_bytes else ''}",
         "not known" if step is None else f"{plan.mfu(step.predicted) or 0:.0%}",
     ]

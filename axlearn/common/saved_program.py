@@ -10,6 +10,7 @@ import importlib.metadata
 import json
 import os
 import pathlib
+import platform
 from collections.abc import Mapping, Sequence
 from typing import Any, Union
 
@@ -22,7 +23,7 @@ from axlearn.common.file_system import make_private_dir, write_bytes_durably, wr
 _PROGRAM_FILE = "program.bin"
 _FACTS_FILE = "program.json"
 # Raised where the files of older versions can no longer be read.
-_FORMAT = 1
+_FORMAT = 2
 # Flags of compilers in the environment.
 _FLAGS = ("XLA_FLAGS", "LIBTPU_INIT_ARGS")
 # Flags that say how many devices a process has, which the list of devices says better.
@@ -57,8 +58,7 @@ def save_program(
         SavedProgramError: If others can write to the folder, or the program may be from jax's compilation cache.
     """
     _check_was_compiled_here()
-    folder = make_private_dir(os.path.abspath(folder))
-    _check_is_private(folder)
+    folder = prepare_folder(folder)
     payload, _, _ = serialize_executable.serialize(compiled)
     facts = {
         **_identity(lowered, devices=devices, config_text=config_text),
@@ -68,6 +68,40 @@ def save_program(
     (folder / _FACTS_FILE).unlink(missing_ok=True)
     write_bytes_durably(folder / _PROGRAM_FILE, payload)
     write_text_durably(folder / _FACTS_FILE, json.dumps(facts, indent=2) + "\n")
+
+
+def prepare_folder(folder: _Path) -> pathlib.Path:
+    """Makes a folder for `save_program`, or refuses it; so that nothing is compiled in vain.
+
+    Args:
+        folder: Where a program will be saved.
+
+    Returns:
+        Its path.
+
+    Raises:
+        SavedProgramError: If others can write to it.
+    """
+    path = make_private_dir(os.path.abspath(folder))
+    _check_is_private(path)
+    return path
+
+
+def is_saved(lowered: jax.stages.Lowered, *, devices: Sequence[Any], config_text: str, folder: _Path) -> bool:
+    """Returns whether a folder holds the program that `load_program` would look for there; loads nothing.
+
+    Args:
+        lowered: As for `load_program`.
+        devices: Likewise.
+        config_text: Likewise.
+        folder: Where it may lie.
+    """
+    here = _identity(lowered, devices=devices, config_text=config_text)
+    try:
+        _read_payload(pathlib.Path(folder), here=here)
+    except SavedProgramError:
+        return False
+    return True
 
 
 def _check_was_compiled_here() -> None:
@@ -106,18 +140,38 @@ def load_program(
             by other versions, or if others could have written it.
     """
     folder = pathlib.Path(folder)
-    facts = _read_facts(folder)
     here = _identity(lowered, devices=devices, config_text=config_text)
-    differences = _differences(facts, here)
+    payload = _read_payload(folder, here=here)
+    try:
+        compiled: jax.stages.Compiled = serialize_executable.deserialize_and_load(
+            payload,
+            lowered.in_tree,
+            lowered.out_tree,
+            backend=devices[0].client,
+            execution_devices=list(devices),
+        )
+    except Exception as e:
+        # pickle, jax and the runtime each have errors of their own.
+        raise _error(folder, what=f"it cannot be loaded here: {type(e).__name__}: {e}") from e
+    return compiled
+
+
+def _read_payload(folder: pathlib.Path, *, here: Mapping[str, Any]) -> bytes:
+    """Returns the program of a folder if it is that of `here`, an `_identity`, and whole."""
+    facts = _read_facts(folder)
+    try:
+        differences, sha256 = _differences(facts, here), facts["sha256"]
+    except (AttributeError, KeyError, TypeError) as e:
+        raise _error(folder, what=f"{_FACTS_FILE} is not what was saved: {type(e).__name__}: {e}") from e
     if differences:
         raise _error(folder, what=f"this program was saved for something else: {'; '.join(differences)}")
-    payload = (folder / _PROGRAM_FILE).read_bytes()
-    if hashlib.sha256(payload).hexdigest() != facts["sha256"]:
+    try:
+        payload = (folder / _PROGRAM_FILE).read_bytes()
+    except OSError as e:
+        raise _error(folder, what=f"{_PROGRAM_FILE} cannot be read: {e}") from e
+    if hashlib.sha256(payload).hexdigest() != sha256:
         raise _error(folder, what=f"{_PROGRAM_FILE} is not what was saved: its sum differs")
-    compiled: jax.stages.Compiled = serialize_executable.deserialize_and_load(
-        payload, lowered.in_tree, lowered.out_tree, backend=devices[0].client, execution_devices=list(devices)
-    )
-    return compiled
+    return payload
 
 
 def _read_facts(folder: pathlib.Path) -> dict[str, Any]:
@@ -127,9 +181,11 @@ def _read_facts(folder: pathlib.Path) -> dict[str, Any]:
     for path in (folder, *paths):
         _check_is_private(path)
     try:
-        facts: dict[str, Any] = json.loads(paths[0].read_text(encoding="utf-8"))
-    except ValueError as e:
+        facts = json.loads(paths[0].read_text(encoding="utf-8"))
+    except (OSError, ValueError) as e:
         raise _error(folder, what=f"{_FACTS_FILE} is not what was saved: {e}") from e
+    if not isinstance(facts, dict):
+        raise _error(folder, what=f"{_FACTS_FILE} is not what was saved: a {type(facts).__name__}")
     if facts.get("format") != _FORMAT:
         raise _error(folder, what=f"this program is of format {facts.get('format')}, not {_FORMAT}")
     return facts
@@ -159,10 +215,23 @@ def _identity(lowered: jax.stages.Lowered, *, devices: Sequence[Any], config_tex
         "versions": {name: _version(name) for name in ("jax", "jaxlib", "libtpu")},
         "device_kind": devices[0].device_kind,
         "num_devices": len(devices),
+        # A program for CPUs uses all that the one where it was compiled can do.
+        "cpu": _cpu_features() if devices[0].platform == "cpu" else "",
         "devices": hashlib.sha256(repr([_place(device) for device in devices]).encode()).hexdigest(),
         "flags": {name: _flags(os.environ.get(name, "")) for name in _FLAGS},
         "config": config_text.splitlines(),
     }
+
+
+def _cpu_features() -> str:
+    """What this machine's CPU can do, as a hash; where the system does not list it, its name."""
+    try:
+        lines = pathlib.Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    # As x86 and as ARM call them; the same for all cores.
+    features = next((line for line in lines if line.startswith(("flags", "Features"))), platform.processor())
+    return hashlib.sha256(f"{platform.machine()} {features}".encode()).hexdigest()
 
 
 def _version(name: str) -> str:
@@ -196,6 +265,8 @@ def _differences(saved: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]
     for kind, name in (("device_kind", "devices of kind"), ("num_devices", "number of devices")):
         if saved[kind] != here[kind]:
             found.append(f"{name} {saved[kind]!r}, here {here[kind]!r}")
+    if not found and saved["cpu"] != here["cpu"]:
+        found.append("a CPU with other features")
     if not found and saved["devices"] != here["devices"]:
         found.append("the same number of devices, but elsewhere in the network")
     if not found and saved["program"] != here["program"]:

@@ -4,8 +4,16 @@ import json
 
 import pytest
 
+from axlearn.cli import _plan_worker
 from axlearn.cli import plan as plan_command
-from axlearn.common.aot_compilation import Plan
+from axlearn.common.aot_compilation import (
+    Plan,
+    advise,
+    make_failed_plan,
+    topology_devices,
+    trace_trainer_step,
+)
+from axlearn.common.machines import machine_of
 
 pytest.importorskip("libtpu")
 pytestmark = pytest.mark.tpu_aot
@@ -47,3 +55,21 @@ def test_70b_on_512_chips_of_v5p(tmp_path, capsys):
     whole = {x.path for x in plan.parameters if x.num_parts == 1 and x.num_bytes > 2**29}
     assert whole == {"decoder/emb/token_emb/weight", "decoder/lm_head/weight"}
     assert plan.parts["parameters"] == sum(x.num_bytes for x in plan.parameters)
+
+
+def test_what_is_advised_for_70b_on_v5e_was_tried_on_its_devices():
+    """Of 1024 rows on 1024 devices; the state alone is told by specs, so nothing is compiled."""
+    request = {"name": "fuji-70B-v2-flash", "mesh_selector": "tpu-v5litepod-256-4", "module": None}
+    cfg = _plan_worker.trainer_config_of({**request, "data_dir": "FAKE", "overrides": []})
+    machine = machine_of("tpu-v5litepod-256-4")
+    devices = topology_devices(machine)
+    step = trace_trainer_step(cfg, devices=devices)
+    plan = make_failed_plan(step, machine=machine, failure="no", temporary_bytes=2**34, compile_seconds=0)
+    assert plan.whole == ("decoder/emb/token_emb/weight", "decoder/lm_head/weight")
+    lines = advise(plan, trainer_config=cfg, devices=devices)
+    assert not any("refused" in line or "GradientAccumulationModifier" in line for line in lines)
+    assert sum(line.startswith("--set") and "'fsdp'" in line for line in lines) == 4
+    assert not any("'data'" in line for line in lines)
+    (offload,) = [line for line in lines if "offload_optimizer" in line]
+    optimizer = plan.parts["optimizer"]
+    assert f"the state is {(plan.state_bytes - optimizer) / 2**30:.3g} GiB then" in offload

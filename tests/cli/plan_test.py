@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 
 from axlearn.cli import _plan_worker, plan
+from axlearn.common import saved_program
 from axlearn.common.aot_compilation import AxisTraffic, Plan, PlannedParameter, compile_traced_step
+from axlearn.common.attention import TransformerFeedForwardLayer as FeedForwardLayer
 from axlearn.common.trainer import MemoryNeeds
 
 _GIB = 2**30
@@ -47,7 +49,6 @@ _PLAN = Plan(
     flops=2.5e17,
     product_bytes=6 * 10**11,
     other_bytes=4 * 10**11,
-    offload_bytes=10**10,
     traffic=[
         AxisTraffic("all-gather", ("fsdp",), "links of a slice", False, 192, 4e10, 0.2),
         AxisTraffic("all-reduce", ("data",), "network between slices", True, 7, 2e8, 0.064),
@@ -99,6 +100,54 @@ def test_a_plan_that_is_kept_is_not_made_again_until_its_config_changes(
     assert on_this_machine == [7, 9]
 
 
+def test_a_plan_is_made_again_when_the_code_makes_another_program(tmp_path, monkeypatch, on_this_machine):
+    path = tmp_path / "plan.json"
+    first = _plan_worker.run(_REQUEST, path)
+    init = FeedForwardLayer.forward
+    monkeypatch.setattr(FeedForwardLayer, "forward", lambda self, x: init(self, x) * 2)
+    second = _plan_worker.run(_REQUEST, path)
+    assert second["key"] != first["key"]
+    assert on_this_machine == [7, 7]
+
+
+def test_only_failures_of_the_program_itself_are_kept(tmp_path, monkeypatch, on_this_machine):
+    path = tmp_path / "plan.json"
+    too_large = {**_REQUEST, "overrides": ["max_step=9"]}
+    assert _plan_worker.run(too_large, path) == _plan_worker.run(too_large, path)
+    assert on_this_machine == [9]
+
+    def fail(step):
+        raise OSError("no space left")
+
+    with monkeypatch.context() as context:
+        context.setattr(_plan_worker, "compile_traced_step", fail)
+        assert "no space left" in _plan_worker.run(_REQUEST, path)["error"]
+    assert "plan" in _plan_worker.run(_REQUEST, path)
+
+
+def test_a_folder_where_others_can_write_is_refused_before_anything_is_compiled(tmp_path, on_this_machine):
+    (tmp_path / "step").mkdir()
+    (tmp_path / "step").chmod(0o777)
+    request = {**_REQUEST, "executable_dir": str(tmp_path / "step")}
+    assert "others may write to it" in _plan_worker.run(request, tmp_path / "plan.json")["error"]
+    assert on_this_machine == []
+
+
+def test_a_step_that_is_no_longer_where_it_was_saved_is_saved_again(tmp_path, monkeypatch, on_this_machine):
+    monkeypatch.setattr(saved_program, "_check_was_compiled_here", lambda: None)
+    folder = tmp_path / "step"
+    request = {**_REQUEST, "executable_dir": str(folder)}
+    # A plan that is kept already has saved nothing.
+    _plan_worker.run(_REQUEST, tmp_path / "plan.json")
+    for _ in range(2):
+        assert "plan" in _plan_worker.run(request, tmp_path / "plan.json")
+    assert on_this_machine == [7, 7]
+    (folder / "program.bin").unlink()
+    assert "plan" in _plan_worker.run(request, tmp_path / "plan.json")
+    assert on_this_machine == [7, 7, 7]
+    assert (folder / "program.bin").is_file()
+
+
 def test_a_step_that_the_compiler_refuses_has_a_plan_with_all_that_is_known(tmp_path, on_this_machine):
     result = _plan_worker.run({**_REQUEST, "overrides": ["max_step=9"]}, tmp_path / "plan.json")
     plan = Plan.from_json(result["plan"])
@@ -107,7 +156,7 @@ def test_a_step_that_the_compiler_refuses_has_a_plan_with_all_that_is_known(tmp_
     assert plan.parts["parameters"] > 10**6
     assert not plan.fits
     assert plan.step_seconds() is None
-    assert any("GradientAccumulationModifier" in line for line in plan.advice)
+    assert any("RematSpecModifier" in line for line in plan.advice)
 
 
 @pytest.mark.parametrize(
@@ -181,6 +230,15 @@ def test_a_plan_for_this_machine_saves_its_step_and_draws_itself(tmp_path, capsy
     (folder,) = (tmp_path / "steps").iterdir()
     assert sorted(path.name for path in folder.iterdir()) == ["program.bin", "program.json"]
     assert folder.stat().st_mode & 0o777 == 0o700
+    script = f"""
+from axlearn.common.saved_program import SavedProgramError
+from tests.common.trainer.tiny_recipe import trainer_config
+for max_step in (1, 1):
+    cfg = trainer_config(dir={str(tmp_path / "run")!r}).set(executable_dir={str(folder)!r})
+    print(type(cfg.instantiate(parent=None)._compile()).__name__)
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert done.stdout.split() == ["Compiled"] * 2, done.stderr[-2000:]
 
 
 def test_the_summary_is_a_table_with_a_row_for_each(golden):

@@ -41,10 +41,17 @@ def test_a_name_says_how_many_devices_there_are(name, num_devices, num_slices, t
 
 def test_memory_is_that_of_a_device_and_not_of_a_chip():
     gib = 2**30
-    assert machine_of("tpu-v5litepod-256").memory_bytes == 16 * gib
-    assert machine_of("tpu-v5p-512").memory_bytes == 95 * gib
-    assert machine_of("tpu-7x-128").memory_bytes == 96 * gib
-    assert machine_of("tpu-v3-8").memory_bytes == 16 * gib
+    assert 94 * gib < machine_of("tpu-7x-128").memory_bytes < 96 * gib
+    assert 15 * gib < machine_of("tpu-v3-8").memory_bytes < 16 * gib
+
+
+def test_memory_is_what_libtpu_leaves_to_programs():
+    """By its own messages: "Used 16.54G of 15.75G hbm"."""
+    gib = 2**30
+    assert machine_of("tpu-v5litepod-256").memory_bytes == 15.75 * gib
+    assert machine_of("tpu-v5p-512").memory_bytes == int(95.74 * gib)
+    assert machine_of("tpu-v4-8").memory_bytes == 30.75 * gib
+    assert machine_of("tpu-v6e-8").memory_bytes == 31.25 * gib
 
 
 @pytest.mark.parametrize("name", ["tpu-v5p-512", "tpu-v6e-256", "tpu-7x-128", "gpu-a4-highgpu-8g-256"])

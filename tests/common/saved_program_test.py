@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from axlearn.common import saved_program
-from axlearn.common.saved_program import SavedProgramError, load_program, save_program
+from axlearn.common.saved_program import SavedProgramError, is_saved, load_program, save_program
 
 _CONFIG = "model.dim: 4\nlearner.rate: 0.1"
 
@@ -104,6 +104,42 @@ def test_nothing_and_half_of_something_are_refused(folder, tmp_path):
     (folder / "program.json").write_text("{")
     with pytest.raises(SavedProgramError, match=r"program\.json is not what was saved"):
         _load(folder)
+
+
+@pytest.mark.parametrize("text", ["[]", '{"format": 2}', '{"format": 2, "versions": []}'])
+def test_facts_of_another_form_are_refused(folder, text):
+    (folder / "program.json").write_text(text)
+    with pytest.raises(SavedProgramError, match=r"program\.json is not what was saved"):
+        _load(folder)
+
+
+def test_what_the_runtime_refuses_to_load_is_refused_with_its_reason(folder, monkeypatch):
+    """So that a run may fall back to compiling."""
+
+    def refuse(*_, **__):
+        raise jax.errors.JaxRuntimeError("INTERNAL: no such thing")
+
+    monkeypatch.setattr(saved_program.serialize_executable, "deserialize_and_load", refuse)
+    with pytest.raises(
+        SavedProgramError, match="it cannot be loaded here: JaxRuntimeError: INTERNAL: no such thing"
+    ):
+        _load(folder)
+
+
+def test_a_program_for_another_cpu_is_refused(folder, monkeypatch):
+    monkeypatch.setattr(saved_program, "_cpu_features", lambda: "fewer")
+    with pytest.raises(SavedProgramError, match="a CPU with other features"):
+        _load(folder)
+
+
+def test_whether_a_program_is_saved_is_told_without_loading_it(folder):
+    def is_there(lowered):
+        return is_saved(lowered, devices=_devices(), config_text=_CONFIG, folder=folder)
+
+    assert is_there(_lower())
+    assert not is_there(_lower(3.0))
+    (folder / "program.bin").unlink()
+    assert not is_there(_lower())
 
 
 @pytest.mark.parametrize("name", [".", "program.bin", "program.json"])

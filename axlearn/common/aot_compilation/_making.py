@@ -20,14 +20,13 @@ from axlearn.common.aot_compilation._plan import (
 )
 from axlearn.common.aot_compilation._program import CompiledFacts, compiled_facts
 from axlearn.common.aot_compilation._speeds import speeds_of
-from axlearn.common.compiled_program import AccessedBytes, Collective, bytes_accessed, collectives_of
+from axlearn.common.compiled_program import Collective, bytes_accessed, collectives_of
 from axlearn.common.machines import Machine
 from axlearn.common.trainer import shard_bytes
 from axlearn.common.utils import flatten_items
 
 # As XLA for TPU numbers its memories in layouts: what lies elsewhere than in these is in the vector units' own memory.
 _TPU_MAIN_MEMORY = (0,)
-_TPU_HOST_MEMORY = (5,)
 
 
 def make_plan(
@@ -48,11 +47,6 @@ def make_plan(
         facts = compiled_facts(step.compiled, seconds=step.seconds)
     spaces = _TPU_MAIN_MEMORY if machine.accelerator == "tpu" else None
     accessed = bytes_accessed(facts.text, spaces=spaces)
-    offloaded = (
-        bytes_accessed(facts.text, spaces=_TPU_HOST_MEMORY)
-        if machine.accelerator == "tpu"
-        else AccessedBytes(0, 0)
-    )
     slice_axes = _slice_axes(step.mesh)
     collectives = collectives_of(facts.text, mesh_shape=dict(step.mesh.shape), slice_axes=slice_axes)
     speeds = speeds_of(machine)
@@ -64,7 +58,6 @@ def make_plan(
         host_bytes=facts.host_bytes,
         product_bytes=accessed.products,
         other_bytes=accessed.others,
-        offload_bytes=offloaded.total,
         traffic=_traffic(collectives, mesh=step.mesh, machine=machine),
         product_memory_seconds=None if speeds is None else accessed.products / speeds.memory,
         other_memory_seconds=None if speeds is None else accessed.others / speeds.memory,
@@ -92,7 +85,6 @@ def make_failed_plan(
         host_bytes=0,
         product_bytes=0,
         other_bytes=0,
-        offload_bytes=0,
         traffic=(),
         product_memory_seconds=None,
         other_memory_seconds=None,
@@ -121,6 +113,7 @@ def _plan_of(
         memory_bytes=machine.memory_bytes,
         parts={**needs.state, "batch": needs.batch, **parts},
         parameters=parameters,
+        whole=tuple(x.path for x in step.trainer.programs.whole_parameters().large),
         num_params=sum(math.prod(x.shape) for x in parameters),
         tokens=tokens,
         model_flops=step.trainer.model.flops_per_token(input_ids.shape[-1]).full * tokens,

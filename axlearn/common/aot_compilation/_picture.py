@@ -23,8 +23,6 @@ _GREEN, _BLUE, _ORANGE, _RED, _GRAY, _PURPLE = (
 )
 # By the parts of a plan; what is not here is gray.
 _PART_COLORS = {"parameters": _BLUE, "optimizer": _PURPLE, ACTIVATIONS: _ORANGE, "program": _GRAY}
-# A parameter that takes less than this part of a device's memory is no problem, split or not.
-_SMALL = 1e-3
 # Squares of the mesh that are drawn along an axis; longer axes end in dots.
 _MAX_SQUARES = 16
 
@@ -142,6 +140,7 @@ def _time(plan: Plan, top: float) -> tuple[list[str], float]:
     if step is not None:
         mfu = plan.mfu(step.predicted) or 0
         heading = f"Time of a step: {step.predicted:.3g} s predicted (MFU {mfu:.0%}), {step.best:.3g} s if all overlaps"
+        heading += ", without transfers to the host" if plan.host_bytes else ""
         longest = max(step.worst, *(value for value, _ in known.values()))
     else:
         heading, longest = "Time of a step: not known", max([1e-9, *(value for value, _ in known.values())])
@@ -165,16 +164,15 @@ def _time(plan: Plan, top: float) -> tuple[list[str], float]:
 
 def _parameters(plan: Plan, top: float) -> tuple[list[str], float]:
     """A row for each parameter: its dims, which axes split them, and what a device has of it."""
-    whole = [x.path for x in plan.parameters if _is_whole(x, plan)]
     heading = f"{plan.num_params / 1e9:.3g} billion parameters, and what each device has of them"
     shapes = [svg.text(_MARGIN, top + 12, heading, bold=True)]
-    if whole:
-        told = f"red: all of it on every device ({len(whole)})"
+    if plan.whole:
+        told = f"red: could be split further ({len(plan.whole)})"
         shapes.append(svg.text(_WIDTH - _MARGIN, top + 12, told, size=12, fill=_RED, anchor="end"))
     largest = max((x.num_bytes for x in plan.parameters), default=1)
     y = top + 22
     for parameter in plan.parameters:
-        color = _RED if parameter.path in whole else _BLUE
+        color = _RED if parameter.path in plan.whole else _BLUE
         width = 150 * math.sqrt(parameter.num_bytes / largest)
         told = _size(parameter.num_bytes)
         told += f", 1 of {parameter.num_parts} parts" if parameter.num_parts > 1 else ", whole"
@@ -188,11 +186,6 @@ def _parameters(plan: Plan, top: float) -> tuple[list[str], float]:
         ]
         y += 17
     return shapes, y - top
-
-
-def _is_whole(parameter: PlannedParameter, plan: Plan) -> bool:
-    is_large = parameter.num_bytes >= _SMALL * plan.memory_bytes
-    return plan.num_devices > 1 and parameter.num_parts == 1 and is_large
 
 
 def _short(path: str) -> str:

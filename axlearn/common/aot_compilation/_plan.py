@@ -63,11 +63,11 @@ class Plan:
         num_slices: Its slices.
         mesh_shape: The sizes of the mesh's axes by name.
         slice_axes: The axes of the mesh that lead from slice to slice.
-        memory_bytes: What a device has.
+        memory_bytes: What a device has for programs.
         parts: Bytes of the state by its parts, of the batch, and of what the step holds in between ("activations and
             temporaries").
         peak_bytes: What the compiler says that the step takes in all.
-        host_bytes: What the step holds in the memory of the host.
+        host_bytes: What the step holds in the memory of the host; the time of moving it is in none of the seconds.
         parameters: The parameters, in the order of the model.
         num_params: Parameters of the model.
         tokens: Tokens of a global batch.
@@ -75,7 +75,6 @@ class Plan:
         flops: Operations of the program per step over all devices; more than the model's where it recomputes.
         product_bytes: What operations with matrix products, and kernels, read and write in a step.
         other_bytes: What all other operations read and write.
-        offload_bytes: What goes to the memory of the host and back.
         traffic: What moves between devices.
         compute_seconds: Of the operations, at the peak rate; None where the device's rates are not known.
         product_memory_seconds: Of `product_bytes`, at the memory's full speed.
@@ -84,6 +83,7 @@ class Plan:
         failure: Why there is no program; then what only the program tells is 0, and `peak_bytes` is the state, the
             batch and what the compiler asked for beside them, if it said. None: there is one.
         advice: What to change where it does not fit.
+        whole: The paths of large parameters that the mesh could split further, by `Programs.whole_parameters`.
     """
 
     machine: str
@@ -102,7 +102,6 @@ class Plan:
     flops: float
     product_bytes: int
     other_bytes: int
-    offload_bytes: int
     traffic: Sequence[AxisTraffic]
     compute_seconds: Optional[float]
     product_memory_seconds: Optional[float]
@@ -110,6 +109,7 @@ class Plan:
     compile_seconds: float
     failure: Optional[str] = None
     advice: Sequence[str] = ()
+    whole: Sequence[str] = ()
 
     @property
     def fits(self) -> bool:
@@ -181,7 +181,7 @@ class Plan:
             )
             for x in values["parameters"]
         ]
-        lists = {name: tuple(values[name]) for name in ("slice_axes", "advice")}
+        lists = {name: tuple(values[name]) for name in ("slice_axes", "advice", "whole")}
         return cls(**{**values, **lists, "traffic": traffic, "parameters": parameters})
 
 
@@ -191,7 +191,7 @@ NOT_STATE = frozenset(["batch", ACTIVATIONS, "program"])
 
 @dataclasses.dataclass(frozen=True)
 class StepSeconds:
-    """The seconds of a step, each part of it at the vendor's full rate.
+    """The seconds of a step, each part of it at the vendor's full rate; without what moves to the host and back.
 
     Attributes:
         best: If everything overlaps.

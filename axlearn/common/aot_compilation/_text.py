@@ -51,8 +51,6 @@ def _work(plan: Plan) -> list[str]:
         f"  {plan.flops / plan.num_devices / 1e12:.4g} TFLOP ({plan.flops / plan.model_flops:.2f} x the model's own)"
         + ("" if plan.failure else moved),
     ]
-    if plan.offload_bytes:
-        lines.append(f"  to and from the host's memory: {plan.offload_bytes / 1e9:.4g} GB")
     for row in plan.traffic:
         lines.append(
             f"  {row.kind} over {', '.join(row.axes)}: {row.count} times, {row.sent_bytes / 1e9:.4g} GB sent, "
@@ -77,6 +75,8 @@ def _times(plan: Plan) -> list[str]:
             f"  {_with_mfu(plan, step.best)} if everything overlaps, {_with_mfu(plan, step.worst)} if no "
             "communication does",
         ]
+        if plan.host_bytes:
+            lines.append("  transfers to and from the host are not counted in any of these")
     return lines
 
 

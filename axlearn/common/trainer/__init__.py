@@ -14,6 +14,7 @@ from axlearn.common.trainer._mesh_rules import MeshRule as MeshRule
 from axlearn.common.trainer._mesh_rules import find_mesh_rule as find_mesh_rule
 from axlearn.common.trainer._mesh_rules import select_mesh_config as select_mesh_config
 from axlearn.common.trainer._metrics_file import read_metrics as read_metrics
+from axlearn.common.trainer._saved_step import is_step_saved as is_step_saved
 from axlearn.common.trainer._saved_step import save_train_step as save_train_step
 from axlearn.common.trainer._state import StoppedBySignal as StoppedBySignal
 from axlearn.common.trainer._state import TrainerState as TrainerState

@@ -8,7 +8,7 @@ from absl import logging
 from jax.sharding import Mesh
 
 from axlearn.common.config import InstantiableConfig, error_message
-from axlearn.common.saved_program import SavedProgramError, load_program, save_program
+from axlearn.common.saved_program import SavedProgramError, is_saved, load_program, save_program
 from axlearn.common.trainer._programs import Programs
 
 # The fields of a trainer's config on which the program depends, for a message; the program itself is what decides.
@@ -30,6 +30,22 @@ def save_train_step(compiled: jax.stages.Compiled, *, trainer: Any, folder: Unio
         save_program(
             compiled,
             lowered=trainer.programs.trace_train_step().lower(),
+            devices=list(mesh.devices.flat),
+            config_text=_config_text(trainer.config, mesh=mesh),
+            folder=folder,
+        )
+
+
+def is_step_saved(trainer: Any, *, folder: Union[str, os.PathLike]) -> bool:
+    """Returns whether a folder holds the step of a trainer, so that a run could load it.
+
+    Args:
+        trainer: An `SpmdTrainer`.
+        folder: Where the step may lie.
+    """
+    with trainer.mesh() as mesh:
+        return is_saved(
+            trainer.programs.trace_train_step().lower(),
             devices=list(mesh.devices.flat),
             config_text=_config_text(trainer.config, mesh=mesh),
             folder=folder,

@@ -38,12 +38,12 @@ _PLAN = Plan(
     flops=2.5e17,
     product_bytes=10**12,
     other_bytes=10**11,
-    offload_bytes=0,
     traffic=[AxisTraffic("all-gather", ("fsdp",), "links of a slice", False, 192, 4e10, 0.2)],
     compute_seconds=2.0,
     product_memory_seconds=1.0,
     other_memory_seconds=0.4,
     compile_seconds=80.0,
+    whole=("decoder/emb/token_emb/weight",),
 )
 _FAILED = dataclasses.replace(
     _PLAN,
@@ -86,14 +86,12 @@ def test_it_says_what_the_plan_says():
     assert re.search(r"layer/feed_forward/linear2/weight\n32 x 11008 x 4096 / fsdp\n.*1 of 256 parts", texts)
 
 
-def test_what_is_whole_on_every_device_and_large_is_red():
+def test_what_the_mesh_could_split_further_is_red():
     red = [x.text for x in _drawn(_PLAN).iter(f"{_SVG}text") if x.get("fill") == "#c8453c"]
     assert "emb/token_emb/weight" in red
-    assert "red: all of it on every device (1)" in red
-    one_device = dataclasses.replace(
-        _PLAN, num_devices=1, num_slices=1, slice_axes=(), mesh_shape={"data": 1}
-    )
-    assert not any("every device" in text for text in _texts(_drawn(one_device)))
+    assert "red: could be split further (1)" in red
+    nothing = dataclasses.replace(_PLAN, whole=())
+    assert not any("split further" in text for text in _texts(_drawn(nothing)))
 
 
 def test_bars_of_memory_are_as_long_as_their_bytes():

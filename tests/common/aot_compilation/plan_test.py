@@ -25,6 +25,7 @@ from axlearn.common.aot_compilation import (
 )
 from axlearn.common.config import apply_overrides
 from axlearn.common.machines import Machine, machine_of
+from axlearn.common.trainer_config_modifier import GradientAccumulationModifier
 from axlearn.experiments.text.gpt import fuji_tiny
 
 _GIB = 2**30
@@ -147,8 +148,37 @@ def test_advice_is_tried_on_the_specs_of_the_trainer(plan, tmp_path):
     needs = trace_trainer_step(cfg, devices=devices).trainer.programs.memory_needs()
     assert told.startswith(f"{sum(needs.state.values()) / _GIB:.3g} GiB then")
     assert any("mesh_shape=(1,1,1,-1,1,1)" in line for line in lines)
-    assert any("offload_optimizer" in line for line in lines)
+    # The memory of a CPU device is that of the host.
+    assert not any("offload_optimizer" in line for line in lines)
     assert advise(plan, trainer_config=cfg, devices=devices) == []
+
+
+def test_accumulation_is_advised_only_where_the_rows_of_a_device_divide(plan, tmp_path):
+    """Every device has all rows of a batch here, in two parts now."""
+    cfg = fuji_tiny.trainer_config(data_dir="FAKE")
+    cfg.set(dir=str(tmp_path), mesh_shape=(1, 1, 1, 1, 1, 8))
+    GradientAccumulationModifier.default_config().set(grad_acc_steps=2).instantiate()(cfg)
+    rows = fuji_tiny.BATCH_SIZE // 2
+
+    def advised(times: float) -> list[str]:
+        too_large = dataclasses.replace(
+            plan, memory_bytes=plan.state_bytes + 2**20, peak_bytes=2**40, parts={**plan.parts}
+        )
+        too_large.parts["activations and temporaries"] = int(times * 2**20)
+        lines = advise(too_large, trainer_config=cfg, devices=np.array(jax.devices()))
+        return [line for line in lines if "GradientAccumulationModifier" in line]
+
+    (line,) = advised(1.5)
+    assert "grad_acc_steps=4:" in line
+    (line,) = advised(rows)
+    assert f"grad_acc_steps={2 * rows}:" in line
+    assert advised(rows + 1) == []
+
+
+def test_transfers_to_the_host_are_told_as_not_counted(tpu_plan):
+    assert "not counted" not in plan_text(tpu_plan)
+    offloaded = dataclasses.replace(tpu_plan, host_bytes=_GIB)
+    assert "transfers to and from the host are not counted" in plan_text(offloaded)
 
 
 def test_a_step_that_does_not_fit_is_told_with_what_is_missing_and_what_to_do(plan):

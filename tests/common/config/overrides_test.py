@@ -141,6 +141,8 @@ def _config():
         ("extra.opt.args[0].flag={'a': 1}", "extra['opt'].args[0].flag", {"a": 1}),
         ("extra.opt.args[1].learning_rate=1e-3", "extra['opt'].args[1].learning_rate", 1e-3),
         ("extra={'a': 1}", "extra", {"a": 1}),
+        # A list in the place of a string.
+        ("extra={(None, 1): ('a', 'b')}", "extra", {(None, 1): ("a", "b")}),
         ("pair['right']=y", "pair['right']", "y"),
         ("layer=None", "layer", None),
     ],
