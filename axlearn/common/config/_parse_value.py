@@ -93,9 +93,7 @@ def _read(text: str, place: Place) -> Any:
     if named is not None:
         return named
     if is_untyped:
-        # Strings within brackets have quotes: what opens a bracket there is none, whatever stands there now.
-        is_inner_list = place.is_inner and isinstance(current, str) and text[:1] in _OPENING
-        if is_inner_list or not _says_its_type(current):
+        if not _says_its_type(current):
             return _read_freely(text, place)
         if place.is_inner and type(current) is str and text[:1] in _OPENING:
             # Several names in the place of one, as the axes of a dim in a partition spec.
