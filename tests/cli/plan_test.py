@@ -100,6 +100,7 @@ def test_a_plan_that_is_kept_is_not_made_again_until_its_config_changes(
     assert on_this_machine == [7, 9]
 
 
+@pytest.mark.scale
 def test_a_plan_is_made_again_when_the_code_makes_another_program(tmp_path, monkeypatch, on_this_machine):
     path = tmp_path / "plan.json"
     first = _plan_worker.run(_REQUEST, path)
@@ -133,6 +134,7 @@ def test_a_folder_where_others_can_write_is_refused_before_anything_is_compiled(
     assert on_this_machine == []
 
 
+@pytest.mark.scale
 def test_a_step_that_is_no_longer_where_it_was_saved_is_saved_again(tmp_path, monkeypatch, on_this_machine):
     monkeypatch.setattr(saved_program, "_check_was_compiled_here", lambda: None)
     folder = tmp_path / "step"

@@ -339,6 +339,7 @@ sys.exit(status)
 """
 
 
+@pytest.mark.scale
 def test_a_second_start_on_one_device_compiles_nothing_again(tmp_path):
     sizes = {
         "model.decoder.dim": 16,

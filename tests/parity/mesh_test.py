@@ -39,7 +39,17 @@ _MESHES = {
 }
 # The axes across slices; the others above have one slice.
 _DCN_AXES = {"2 slices of fsdp 4": {"data": 2}}
-_CASES = [(mesh, steps) for mesh in _MESHES for steps in (1, 4)]
+# Those of every run; `make test-scale` has the others.
+_SAMPLES = ("one device", "fsdp 8", "data 2, fsdp 2, model 2", "seq 2, fsdp 4")
+
+
+def _param(mesh: str, *values: int):
+    return pytest.param(mesh, *values, marks=() if mesh in _SAMPLES else pytest.mark.scale)
+
+
+_every_case = pytest.mark.parametrize(
+    ("mesh", "grad_acc_steps"), [_param(mesh, steps) for mesh in _MESHES for steps in (1, 4)]
+)
 
 
 class _UnevenInput(FakeLmInput):
@@ -130,22 +140,22 @@ def reference() -> _Run:
     return _run("one device", 1)
 
 
-def test_every_mesh_begins_with_the_same_bits(reference):
+@_every_case
+def test_every_mesh_begins_with_the_same_bits(reference, mesh, grad_acc_steps):
     # From jax 0.11 on, XLA's CPU code for the inverse error function depends on the width of the rows that a device
     # holds: with 0.12.0.1, 4 % of one weight differed in the last two bits where each device held 4 columns.
     max_ulp = 0 if jax.__version_info__ < (0, 11) else 4
-    for mesh, grad_acc_steps in _CASES:
-        run = _run(mesh, grad_acc_steps)
-        assert run.initial.keys() == reference.initial.keys()
-        for path, value in reference.initial.items():
-            ours = run.initial[path]
-            if max_ulp and np.issubdtype(value.dtype, np.floating):
-                np.testing.assert_array_max_ulp(ours, value, maxulp=max_ulp)
-            else:
-                np.testing.assert_array_equal(ours, value, err_msg=f"{mesh}: {path}")
+    run = _run(mesh, grad_acc_steps)
+    assert run.initial.keys() == reference.initial.keys()
+    for path, value in reference.initial.items():
+        ours = run.initial[path]
+        if max_ulp and np.issubdtype(value.dtype, np.floating):
+            np.testing.assert_array_max_ulp(ours, value, maxulp=max_ulp)
+        else:
+            np.testing.assert_array_equal(ours, value, err_msg=f"{mesh}: {path}")
 
 
-@pytest.mark.parametrize(("mesh", "grad_acc_steps"), _CASES)
+@_every_case
 def test_every_mesh_trains_the_same_with_and_without_accumulation(reference, mesh, grad_acc_steps):
     run = _run(mesh, grad_acc_steps)
     np.testing.assert_allclose(run.losses, reference.losses, rtol=1e-5)
@@ -157,7 +167,7 @@ def test_every_mesh_trains_the_same_with_and_without_accumulation(reference, mes
     assert set(run.final) == set(moved)
 
 
-@pytest.mark.parametrize(("mesh", "grad_acc_steps"), _CASES)
+@_every_case
 def test_every_gradient_is_the_same_on_every_mesh_with_and_without_accumulation(
     reference, mesh, grad_acc_steps
 ):
@@ -188,7 +198,7 @@ def _integer_collectives(program: str) -> int:
     return sum(bool(re.search(pattern, line)) for line in program.splitlines())
 
 
-@pytest.mark.parametrize(("mesh", "grad_acc_steps"), _CASES)
+@_every_case
 def test_each_mesh_compiles_to_the_collectives_that_it_needs(mesh, grad_acc_steps):
     found = _collectives(_run(mesh, grad_acc_steps).program)
     if mesh == "one device":
@@ -205,7 +215,7 @@ def test_each_mesh_compiles_to_the_collectives_that_it_needs(mesh, grad_acc_step
         assert ("all-to-all" in found) == ("seq" in mesh)
 
 
-@pytest.mark.parametrize("mesh", [mesh for mesh in _MESHES if mesh != "one device"])
+@pytest.mark.parametrize("mesh", [_param(mesh) for mesh in _MESHES if mesh != "one device"])
 def test_no_row_moves_for_the_sake_of_accumulation(mesh):
     assert _integer_collectives(_run(mesh, 4).program) <= _integer_collectives(_run(mesh, 1).program)
     if mesh in ("data 8", "fsdp 8"):
