@@ -110,9 +110,10 @@ def test_parameters_agree(reference, ours):
     theirs = reference.arrays(step=3, prefix="model/")
     errors = np.concatenate([np.abs(ours[f"model/{path}"] - value).ravel() for path, value in theirs.items()])
     assert errors.size == 217_664
-    # The few elements of the module's docstring: 8.8e-6 at most with jax 0.10.2, 2.7e-5 with 0.12.0.1, whose fusions
-    # round the first gradients differently. Another formula is off by 1e-4 and more.
-    assert errors.max() <= (2e-5 if jax.__version_info__ < (0, 11) else 4e-5)
+    # The few elements of the module's docstring: 8.8e-6 at most on one machine and 2.7e-5 on another with the same jax,
+    # because a CPU's vector width and XLA's fusions decide how first gradients near eps are rounded. Another formula is
+    # off by 1e-4 and more, and by more than one element in ten thousand.
+    assert errors.max() <= 4e-5
     assert np.mean(errors <= 1e-6) >= 0.9999
 
 
