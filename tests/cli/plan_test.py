@@ -10,11 +10,11 @@ import pytest
 
 from axlearn.cli import _plan_worker, plan
 from axlearn.common import saved_program
-from axlearn.common.aot_compilation import AxisTraffic, Plan, PlannedParameter, compile_traced_step
+from axlearn.common.aot_compilation import Plan, compile_traced_step
 from axlearn.common.attention import TransformerFeedForwardLayer as FeedForwardLayer
 from axlearn.common.trainer import MemoryNeeds
+from tests.made_up_plan import GIB, PLAN
 
-_GIB = 2**30
 _REQUEST = {
     "name": "fuji-tiny",
     "mesh_selector": "tpu-v5p-8",
@@ -22,42 +22,6 @@ _REQUEST = {
     "data_dir": "FAKE",
     "overrides": ["max_step=7"],
 }
-_PLAN = Plan(
-    machine="tpu-v5litepod-256-2",
-    num_devices=512,
-    num_slices=2,
-    mesh_shape={"data": 2, "fsdp": 256, "model": 1},
-    slice_axes=("data",),
-    memory_bytes=16 * _GIB,
-    parts={"parameters": _GIB // 10, "activations and temporaries": 8 * _GIB},
-    peak_bytes=9 * _GIB,
-    host_bytes=3 * _GIB,
-    parameters=[
-        PlannedParameter("decoder/emb/token_emb/weight", (32768, 4096), "float32", ((), ()), 2**29, 1),
-        PlannedParameter(
-            "decoder/transformer/repeat/layer/feed_forward/linear2/weight",
-            (32, 11008, 4096),
-            "float32",
-            ((), (), ("fsdp",)),
-            32 * 11008 * 16 * 4,
-            256,
-        ),
-    ],
-    num_params=7 * 10**9,
-    tokens=2**22,
-    model_flops=2e17,
-    flops=2.5e17,
-    product_bytes=6 * 10**11,
-    other_bytes=4 * 10**11,
-    traffic=[
-        AxisTraffic("all-gather", ("fsdp",), "links of a slice", False, 192, 4e10, 0.2),
-        AxisTraffic("all-reduce", ("data",), "network between slices", True, 7, 2e8, 0.064),
-    ],
-    compute_seconds=2.48,
-    product_memory_seconds=0.73,
-    other_memory_seconds=0.49,
-    compile_seconds=80.0,
-)
 
 
 def test_what_is_planned_for_is_the_recipe_with_its_rule_and_overrides():
@@ -154,7 +118,7 @@ def test_a_step_that_the_compiler_refuses_has_a_plan_with_all_that_is_known(tmp_
     result = _plan_worker.run({**_REQUEST, "overrides": ["max_step=9"]}, tmp_path / "plan.json")
     plan = Plan.from_json(result["plan"])
     assert plan.failure == "it does not fit, says the compiler (78.81G in all, of 15.75G)"
-    assert plan.peak_bytes == int(78.81 * _GIB)
+    assert plan.peak_bytes == int(78.81 * GIB)
     assert plan.parts["parameters"] > 10**6
     assert not plan.fits
     assert plan.step_seconds() is None
@@ -176,8 +140,8 @@ def test_a_step_that_the_compiler_refuses_has_a_plan_with_all_that_is_known(tmp_
 def test_what_the_compiler_asked_for_is_read_from_its_refusal(text, failure, temporary_gib):
     e = jax.errors.JaxRuntimeError(f"RESOURCE_EXHAUSTED: Ran out of memory: {text}")
     assert _plan_worker._failure(e).endswith(failure)
-    held = MemoryNeeds(state={"parameters": 2 * _GIB}, gradients=5 * _GIB, batch=_GIB)
-    assert _plan_worker._temporaries(e, held=held) == int(temporary_gib * _GIB)
+    held = MemoryNeeds(state={"parameters": 2 * GIB}, gradients=5 * GIB, batch=GIB)
+    assert _plan_worker._temporaries(e, held=held) == int(temporary_gib * GIB)
 
 
 def test_a_failure_is_a_row_with_its_reason(tmp_path, capsys):
@@ -192,7 +156,7 @@ def test_a_failure_is_a_row_with_its_reason(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("limits", "reason"),
     [
-        ({"timeout_seconds": 0.2, "memory_bytes": 100 * _GIB}, "given up after"),
+        ({"timeout_seconds": 0.2, "memory_bytes": 100 * GIB}, "given up after"),
         ({"timeout_seconds": 60, "memory_bytes": 1}, "given up at"),
     ],
 )
@@ -244,6 +208,6 @@ for max_step in (1, 1):
 
 
 def test_the_summary_is_a_table_with_a_row_for_each(golden):
-    kept = {"name": "fuji-7B-v2-flash", "mesh_selector": "tpu-v5litepod-256-2", "plan": _PLAN.to_json()}
+    kept = {"name": "fuji-7B-v2-flash", "mesh_selector": "tpu-v5litepod-256-2", "plan": PLAN.to_json()}
     failed = {"name": "fuji-70B", "mesh_selector": "tpu-v5p-8", "error": "does not fit\nmore"}
     golden("cli/plan.txt", plan._result_text(kept) + plan.summary_table([kept, failed]) + "\n")

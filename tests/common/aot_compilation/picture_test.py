@@ -6,50 +6,34 @@ import xml.etree.ElementTree as ET
 
 import pytest
 
-from axlearn.common.aot_compilation import AxisTraffic, Plan, PlannedParameter, plan_picture
+from axlearn.common.aot_compilation import Plan, PlannedParameter, plan_picture
+from tests.made_up_plan import GIB, PLAN
 
-_GIB = 2**30
 _SVG = "{http://www.w3.org/2000/svg}"
-_PLAN = Plan(
+_PLAN = dataclasses.replace(
+    PLAN,
     machine="tpu-v5litepod-256-4",
     num_devices=1024,
     num_slices=4,
     mesh_shape={"data": 4, "fsdp": 256, "model": 1},
-    slice_axes=("data",),
-    memory_bytes=16 * _GIB,
-    parts={"parameters": _GIB, "optimizer": 2 * _GIB, "activations and temporaries": 8 * _GIB},
-    peak_bytes=11 * _GIB,
+    parts={"parameters": GIB, "optimizer": 2 * GIB, "activations and temporaries": 8 * GIB},
+    peak_bytes=11 * GIB,
     host_bytes=0,
     parameters=[
-        PlannedParameter("decoder/emb/token_emb/weight", (32768, 4096), "float32", ((), ()), 2**29, 1),
-        PlannedParameter(
-            "decoder/transformer/repeat/layer/feed_forward/linear2/weight",
-            (32, 11008, 4096),
-            "float32",
-            ((), (), ("fsdp",)),
-            32 * 11008 * 16 * 4,
-            256,
-        ),
+        *PLAN.parameters,
         PlannedParameter("decoder/output_norm/scale", (4096,), "float32", ((),), 4 * 4096, 1),
     ],
-    num_params=7 * 10**9,
-    tokens=2**22,
-    model_flops=2e17,
-    flops=2.5e17,
-    product_bytes=10**12,
-    other_bytes=10**11,
-    traffic=[AxisTraffic("all-gather", ("fsdp",), "links of a slice", False, 192, 4e10, 0.2)],
+    traffic=PLAN.traffic[:1],
     compute_seconds=2.0,
     product_memory_seconds=1.0,
     other_memory_seconds=0.4,
-    compile_seconds=80.0,
     whole=("decoder/emb/token_emb/weight",),
 )
 _FAILED = dataclasses.replace(
     _PLAN,
     failure="it does not fit",
-    peak_bytes=40 * _GIB,
-    parts={"parameters": _GIB, "optimizer": 2 * _GIB, "activations and temporaries": 37 * _GIB},
+    peak_bytes=40 * GIB,
+    parts={"parameters": GIB, "optimizer": 2 * GIB, "activations and temporaries": 37 * GIB},
     traffic=(),
     product_memory_seconds=None,
     other_memory_seconds=None,
