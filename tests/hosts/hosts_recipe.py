@@ -8,20 +8,16 @@ from collections.abc import Iterator
 from typing import Optional
 
 import jax
-import jax.numpy as jnp
 
 from axlearn.common import input_fake, input_grain
-from axlearn.common.config import TrainerConfigFn, config_for_function
+from axlearn.common.config import TrainerConfigFn
 from axlearn.common.input_base import Batch, DataIterator, Feed
-from axlearn.common.input_grain_lm import PackedTextSource
 from axlearn.common.module import nowrap
-from axlearn.common.text_corpus import text_files, trained_sentencepiece
 from axlearn.common.trainer import SpmdTrainer
 from axlearn.common.utils import HybridMeshShape
-from axlearn.experiments.text.gpt import common, fuji
 from tests.common.trainer import tiny_recipe
+from tests.small_text_recipe import small_text_config
 
-VOCAB_SIZE = 320
 BATCH_SIZE = 8
 
 
@@ -79,24 +75,10 @@ def tiny_config(data_dir: Optional[str] = None) -> SpmdTrainer.Config:
 
 
 def fuji_config(data_dir: Optional[str] = None) -> SpmdTrainer.Config:
-    """Returns fuji-test in float32 over the text at $HOSTS_TEST_TEXT, sharded over all devices."""
+    """Returns the small text recipe over the text at $HOSTS_TEST_TEXT."""
     del data_dir
-    cfg = fuji.trainer_config(fuji.Variant(size="test", version="v1"))
-    cfg.model.decoder.vocab_size = VOCAB_SIZE
-    cfg.train_dtype = jnp.float32
-    cfg.mesh_shape = common.mesh_shape_from_axes(fsdp=-1)
-    cfg.log_every_n_steps = 1
-    cfg.checkpointer.set(keep_last_n=4, keep_every_n_steps=None)
-    corpus = config_for_function(text_files).set(path=os.environ["HOSTS_TEST_TEXT"])
-    source = PackedTextSource.default_config().set(
-        corpus=corpus,
-        vocab_cfg=config_for_function(trained_sentencepiece).set(vocab_size=VOCAB_SIZE),
-        max_sequence_length=32,
-    )
-    cfg.input = NotedTextInput.default_config().set(
-        is_training=True, source=source, global_batch_size=BATCH_SIZE
-    )
-    return cfg
+    input_cfg = NotedTextInput.default_config().set(global_batch_size=BATCH_SIZE)
+    return small_text_config(input_cfg, path=os.environ["HOSTS_TEST_TEXT"])
 
 
 def named_trainer_configs() -> dict[str, TrainerConfigFn]:
