@@ -24,13 +24,15 @@ train: setup  ## Train fuji-tiny on the sources of Python's standard library, th
 	$(BIN)/axlearn generate $(RUN) --prompt "$(PROMPT)"
 	$(BIN)/axlearn report $(RUN)
 
-# A file's tests share compiled functions and stay on one worker.
-test: setup-dev  ## Run the tests.
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+# A file's tests share compiled functions and stay on one worker; tests/conftest.py knows the order of the files.
+PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
-# What `make test` samples: every mesh rule, every layout, every kernel.
+test: setup-dev  ## Run the tests.
+	$(PYTEST)
+
+# What `make test` samples: every mesh rule, every layout, every kernel; optimised as for users, see tests/conftest.py.
 test-scale: setup-dev  ## Run the long tables of layouts, mesh rules and kernels.
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m scale
+	XLA_FLAGS="--xla_backend_optimization_level=3 --xla_cpu_use_fusion_emitters=true" $(PYTEST) -m scale
 
 test-faults: setup-dev  ## Run the slow fault tests: 20 kills at random moments, 400 bit flips.
 	$(BIN)/python -m pytest -m slow -v
@@ -60,7 +62,7 @@ fix: setup-dev  ## Format the tree and apply what the linter can mend itself.
 	$(BIN)/ruff check --fix .
 
 golden: setup-dev  ## Write tests/golden from what the code produces now; read the difference before committing.
-	$(BIN)/python -m pytest -n 2 --update-golden
+	$(PYTEST) --update-golden
 
 lock:  ## Resolve the pins again (needs uv).
 	for v in 11 12; do \

@@ -7,10 +7,18 @@ import os
 import pathlib
 import sys
 
+REPO_ROOT = pathlib.Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(REPO_ROOT))
+
+# Which imports no jax: that reads the environment.
+from tests.launcher import QUICK_COMPILES  # noqa: E402
+
+# What XLA_FLAGS says already stands behind these, and wins.
 _FLAGS = (
     "--xla_force_host_platform_device_count=8",
     # Two busy cores can keep a CPU collective waiting for longer than its default 40 s.
     "--xla_cpu_collective_call_terminate_timeout_seconds=600",
+    QUICK_COMPILES,
 )
 os.environ["XLA_FLAGS"] = " ".join([*_FLAGS, os.environ.get("XLA_FLAGS", "")]).strip()
 os.environ["JAX_PLATFORMS"] = "cpu"
@@ -18,10 +26,7 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 # two collectives in flight can wait for each other for ever. See axlearn.common.launch.
 os.environ.setdefault("NPROC", "64")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-
-REPO_ROOT = pathlib.Path(__file__).resolve().parents[1]
 os.environ.setdefault("AXLEARN_CACHE_DIR", str(REPO_ROOT / ".cache"))
-sys.path.insert(0, str(REPO_ROOT))
 
 # Array shapes and types in signatures of these modules are checked at every call, in tests only.
 SHAPE_CHECKED_MODULES = (
@@ -62,8 +67,9 @@ def pytest_addoption(parser):
 
 
 def pytest_collection_modifyitems(items):
-    """Puts the long files first: a worker that begins one when the other is done would leave it waiting."""
-    items.sort(key=lambda item: not item.path.is_relative_to(REPO_ROOT / "tests" / "parity"))
+    """Puts the folders of long files first: a worker that begins one when the other is done would leave it waiting."""
+    long_folders = [REPO_ROOT / "tests" / name for name in ("parity", "faults", "hosts", "docs")]
+    items.sort(key=lambda item: not any(item.path.is_relative_to(folder) for folder in long_folders))
 
 
 @pytest.fixture(scope="session")

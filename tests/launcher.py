@@ -8,6 +8,12 @@ import sys
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 
+# For XLA_FLAGS. Code generation is most of what a sharded step takes to compile, and what the tests compare is decided
+# before it: compiling for tests/common/attention/layer_conformance_test.py takes 41 s as XLA would by itself, 16 s
+# without LLVM's passes, and 8 s with the older, plainer emitters as well (two cores, jax 0.10.2, December 2026).
+# `make test-scale` compiles as users do.
+QUICK_COMPILES = "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
+
 # Runs the command once per case, and prints status and standard error of each.
 _DRIVER = """
 import contextlib, io, json, logging, sys
@@ -30,7 +36,8 @@ print(json.dumps(results))
 
 def environment(*, num_devices: int = 1, paths: tuple[pathlib.Path, ...] = (), **more: str) -> dict[str, str]:
     """Returns the environment of a launcher: this one's, but for the number of devices and what is importable."""
-    env = {**os.environ, "XLA_FLAGS": f"--xla_force_host_platform_device_count={num_devices}", **more}
+    flags = f"--xla_force_host_platform_device_count={num_devices} {QUICK_COMPILES}"
+    env = {**os.environ, "XLA_FLAGS": flags, **more}
     # Of this test process, for its own number of devices; the launcher sets its own.
     env.pop("NPROC", None)
     return {**env, "PYTHONPATH": os.pathsep.join(map(str, [ROOT, *paths]))}

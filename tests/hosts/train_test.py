@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from axlearn.common.checkpointer import open_checkpoint
-from tests.launcher import command, environment
+from tests.launcher import QUICK_COMPILES, command, environment
 
 HALF, END = 4, 8
 
@@ -30,8 +30,8 @@ def _environment(work: pathlib.Path, **more: str) -> dict[str, str]:
         JAX_PLATFORMS="cpu",
         **more,
     )
-    # The launcher says how many devices. Half of the time of these runs would be LLVM's.
-    env["XLA_FLAGS"] = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+    # The launcher says how many devices.
+    env["XLA_FLAGS"] = QUICK_COMPILES
     return env
 
 

@@ -8,32 +8,19 @@ both methods; a batch comes whole and in four parts, each of which passes the pi
 
 import functools
 
-import jax.numpy as jnp
 import pytest
 
-from axlearn.common.pipeline import GPipeSchedule, StreamSchedule
-from axlearn.common.trainer_config_modifier import (
-    ContextParallelMethod,
-    ContextParallelModifier,
-    GradientAccumulationModifier,
-)
-from axlearn.experiments.text.gpt import common, gspmd
-from tests.parity.layout_runs import (
-    LayoutRun,
-    PackedInput,
-    check_begins_and_trains_the_same,
-    check_gradients_are_the_same,
-    input_partitioner,
-    run_layout,
-)
+from axlearn.common.trainer_config_modifier import ContextParallelMethod, ContextParallelModifier
+from axlearn.experiments.text.gpt import common
+from tests.parity.runs import Run, check_begins_and_trains_the_same, check_gradients_are_the_same, run
+from tests.parity.small_models import NUM_STEPS, PackedInput, small_gspmd
 
 pytestmark = pytest.mark.scale
 
 _NUM_STAGES, _NUM_MICROBATCHES, _NUM_CONTEXT = 2, 2, 2
-_DIM, _VOCAB_SIZE, _SEQ_LEN, _BATCH_SIZE = 32, 64, 32, 16
+_SEQ_LEN, _BATCH_SIZE = 32, 16
 # Bytes of the keys of a position, or of its values: two heads of eight numbers.
 _KEY_BYTES = 2 * 8 * 4
-_SCHEDULES = {"gpipe": GPipeSchedule, "stream": StreamSchedule}
 # Method, schedule, parts of a batch.
 _every_case = pytest.mark.parametrize(
     ("method", "schedule", "grad_acc_steps"),
@@ -47,49 +34,29 @@ _every_case = pytest.mark.parametrize(
 
 
 def _config(axes: dict[str, int], *, schedule: str = "gpipe", grad_acc_steps: int = 1):
-    cfg = gspmd.trainer_config()
-    cfg.model = gspmd.model_config(
-        schedule=_SCHEDULES[schedule].default_config(),
-        dim=_DIM,
-        num_heads=4,
-        num_kv_heads=2,
-        num_layers=_NUM_STAGES,
+    return small_gspmd(
+        PackedInput.default_config().set(global_batch_size=_BATCH_SIZE, source_length=_SEQ_LEN),
+        mesh_shape=common.mesh_shape_from_axes(**axes),
         num_stages=_NUM_STAGES,
         num_microbatches=_NUM_MICROBATCHES,
-        vocab_size=_VOCAB_SIZE,
+        schedule=schedule,
+        grad_acc_steps=grad_acc_steps,
     )
-    # Of Adam the first step shows the gradient.
-    cfg.learner = common.learner_config(peak_lr=3e-3, max_step=100, warmup_steps=1, weight_decay=1e-4)
-    cfg.input = PackedInput.default_config().set(
-        global_batch_size=_BATCH_SIZE,
-        source_length=_SEQ_LEN,
-        vocab_size=_VOCAB_SIZE,
-        input_partitioner=input_partitioner(),
-    )
-    mesh_shape = common.mesh_shape_from_axes(**axes)
-    cfg.set(dir="unused", evalers={}, mesh_shape=mesh_shape, train_dtype=jnp.float32)
-    if grad_acc_steps > 1:
-        GradientAccumulationModifier.default_config().set(grad_acc_steps=grad_acc_steps).instantiate()(cfg)
-    return cfg
-
-
-def _run_config(cfg) -> LayoutRun:
-    return run_layout(cfg, axis_sizes=dict(zip(common.MESH_AXIS_NAMES, cfg.mesh_shape, strict=True)))
 
 
 @functools.cache
-def _run(method: ContextParallelMethod, schedule: str, grad_acc_steps: int) -> LayoutRun:
+def _run(method: ContextParallelMethod, schedule: str, grad_acc_steps: int) -> Run:
     axes = {"pipeline": _NUM_STAGES, "seq": _NUM_CONTEXT}
     cfg = _config(axes, schedule=schedule, grad_acc_steps=grad_acc_steps)
     cfg = ContextParallelModifier.default_config().set(method=method).instantiate()(cfg)
     assert cfg.model.decoder.num_seq_chunks == 2 * _NUM_CONTEXT
-    return _run_config(cfg)
+    return run(cfg, num_devices=_NUM_STAGES * _NUM_CONTEXT, num_steps=NUM_STEPS)
 
 
 @functools.cache
-def _reference() -> LayoutRun:
+def _reference() -> Run:
     """Without contexts, on one device."""
-    return _run_config(_config({}))
+    return run(_config({}), num_devices=1, num_steps=NUM_STEPS)
 
 
 @_every_case
@@ -108,7 +75,7 @@ def test_every_gradient_is_the_same_in_every_pipeline_of_contexts(method, schedu
 def test_in_the_loop_only_keys_travel_along_the_sequence_and_hidden_states_along_the_pipeline(
     method, schedule, grad_acc_steps
 ):
-    collectives = _run(method, schedule, grad_acc_steps).collectives
+    collectives = _run(method, schedule, grad_acc_steps).collectives()
     in_loop = [x for x in collectives if x.num_runs > grad_acc_steps]
     assert {x.num_runs for x in in_loop} == {(_NUM_MICROBATCHES + _NUM_STAGES - 1) * grad_acc_steps}
     # As in pipeline_test: hidden states there and back, segment ids and positions there, and what waits in a stream.

@@ -40,7 +40,7 @@ _MESHES = {
 # The axes across slices; the others above have one slice.
 _DCN_AXES = {"2 slices of fsdp 4": {"data": 2}}
 # Those of every run; `make test-scale` has the others.
-_SAMPLES = ("one device", "fsdp 8", "data 2, fsdp 2, model 2", "seq 2, fsdp 4")
+_SAMPLES = ("one device", "fsdp 8", "data 2, fsdp 2, model 2", "2 slices of fsdp 4")
 
 
 def _param(mesh: str, *values: int):
@@ -233,7 +233,8 @@ def test_gradients_are_accumulated_in_pieces_where_parameters_are_in_pieces():
 
 
 @pytest.mark.parametrize(
-    ("mesh", "num_shards"), [("fsdp 8", 8), ("data 2, fsdp 2, model 2", 4), ("seq 2, fsdp 4", 8)]
+    ("mesh", "num_shards"),
+    [_param("fsdp 8", 8), _param("data 2, fsdp 2, model 2", 4), _param("seq 2, fsdp 4", 8)],
 )
 def test_optimizer_state_lies_where_its_parameter_lies(mesh, num_shards):
     run = _run(mesh, 4)

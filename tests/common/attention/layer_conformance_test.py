@@ -94,7 +94,14 @@ def test_ragged_steps_equal_the_whole_sequence(name, seed):
     np.testing.assert_allclose(outputs, _outputs(name), rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("name", LAYERS)
+# Half a minute of compiling.
+_SLOW_SHARDED = ("pipelined-cross-attention", "repeated-cross-attention")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=pytest.mark.scale if name in _SLOW_SHARDED else ()) for name in LAYERS],
+)
 def test_a_sharded_layer_equals_an_unsharded_one_in_values_and_gradients(name):
     case = _case(name)
 

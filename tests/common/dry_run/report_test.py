@@ -53,7 +53,7 @@ def _compiled_report(overrides: tuple[str, ...], grad_acc_steps: int | None):
 @pytest.mark.parametrize(
     ("overrides", "grad_acc_steps"),
     [
-        ((_on(data=2, fsdp=2, model=2),), None),
+        pytest.param((_on(data=2, fsdp=2, model=2),), None, marks=pytest.mark.scale),
         ((_on(fsdp=8), "train_dtype=bfloat16", "learner.ema.decay=0.9"), None),
         ((_on(fsdp=4, seq=2),), 2),
     ],

@@ -134,6 +134,7 @@ def _params(state) -> dict[str, np.ndarray]:
     return dict(flatten_items(state.model))
 
 
+@pytest.mark.scale
 def test_fifty_steps_in_float8_stay_close_to_float32_and_the_scales_move():
     _, losses, states = _fp8_run()
     expected, _ = _Run(_config(fp8=False)).steps(_NUM_STEPS)

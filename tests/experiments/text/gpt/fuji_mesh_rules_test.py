@@ -21,7 +21,7 @@ from tests.parity.fuji_rules import (
     rule_text,
     selected,
 )
-from tests.parity.fuji_runs import recipe
+from tests.parity.runs import recipe
 
 _AXES = ("pipeline", "data", "expert", "fsdp", "seq", "model")
 _OFFLOADING = [rule for rule in RULES if rule.remat in (OFFLOAD_DOTS, OFFLOAD_ATTENTION)]

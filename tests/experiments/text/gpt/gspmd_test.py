@@ -12,7 +12,7 @@ from axlearn.common.data_dir import FAKE
 from axlearn.common.golden_config import config_text
 from axlearn.common.utils import HybridMeshShape
 from axlearn.experiments.text.gpt import c4_trainer, common, gspmd
-from tests.parity.fuji_runs import compiling_anew
+from tests.compiling import compiling_anew
 
 _GPIPE, _STREAM = "gspmd-16B-2x16x8", "gspmd-16B-2x16x8-stream"
 _SMALL = {
@@ -60,6 +60,7 @@ def _losses(name, *, mesh_shape, num_devices, run_dir) -> list[float]:
     return [record["loss"] for record in records if "loss" in record]
 
 
+@pytest.mark.scale
 def test_five_steps_of_the_recipe_made_small(small_gspmd, tmp_path):
     slices = HybridMeshShape(
         ici_mesh_shape=common.mesh_shape_from_axes(data=-1, model=2),
