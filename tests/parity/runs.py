@@ -53,16 +53,17 @@ def _arrays(tree) -> dict[str, np.ndarray]:
     return {path: np.asarray(x) for path, x in flatten_items(tree)}
 
 
-def run(cfg: SpmdTrainer.Config, *, num_devices: int, num_steps: int) -> Run:
+def run(cfg: SpmdTrainer.Config, *, num_devices: int, num_steps: int, seed: int = 5) -> Run:
     """Trains for some steps.
 
     Args:
         cfg: The trainer's config, of a learner with Adam and a mesh of so many devices; left as it is.
         num_devices: 1 to 8, the devices of the tests.
         num_steps: The number of steps, at least one.
+        seed: Of the parameters, on which it depends how far the first steps lead.
     """
     trainer = cfg.klass(cfg.clone(), parent=None, devices=np.array(jax.devices()[:num_devices]))
-    trainer.init(jax.random.PRNGKey(5))
+    trainer.init(jax.random.PRNGKey(seed))
     initial, losses, gradients = _arrays(trainer.trainer_state.model), [], {}
     with trainer.mesh():
         with contextlib.nullcontext() if num_devices == 1 else compiling_anew():
