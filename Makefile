@@ -26,19 +26,21 @@ train: setup  ## Train fuji-tiny on the sources of Python's standard library, th
 
 # A file's tests share compiled functions and stay on one worker; tests/conftest.py knows the order of the files.
 PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+# Compiled as for users, and not as quickly as may be; see tests/launcher.py.
+AS_FOR_USERS := XLA_FLAGS="--xla_backend_optimization_level=3 --xla_cpu_use_fusion_emitters=true"
 
 test: setup-dev  ## Run the tests.
 	$(PYTEST)
 
-# What `make test` samples: every mesh rule, every layout, every kernel; optimised as for users, see tests/conftest.py.
+# What `make test` samples: every mesh rule, every layout, every kernel.
 test-scale: setup-dev  ## Run the long tables of layouts, mesh rules and kernels.
-	XLA_FLAGS="--xla_backend_optimization_level=3 --xla_cpu_use_fusion_emitters=true" $(PYTEST) -m scale
+	$(AS_FOR_USERS) $(PYTEST) -m scale
 
 test-faults: setup-dev  ## Run the slow fault tests: 20 kills at random moments, 400 bit flips.
 	$(BIN)/python -m pytest -m slow -v
 
 test-plan: setup-tpu-aot  ## Compile kernels and two plans for TPUs that are not there (installs libtpu, 640 MB).
-	$(BIN)/python -m pytest -n 2 -m tpu_aot
+	$(AS_FOR_USERS) $(BIN)/python -m pytest -n 2 -m tpu_aot
 
 plans: setup-dev  ## Write the table of plans again, of the plans that are kept beside it.
 	$(BIN)/python benchmarks/plan_benchmark.py
