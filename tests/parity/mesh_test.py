@@ -17,10 +17,11 @@ from jax.sharding import PartitionSpec
 from axlearn.common.input_fake import FakeLmInput
 from axlearn.common.module import nowrap
 from axlearn.common.trainer import SpmdTrainer
-from axlearn.common.trainer_config_modifier import GradientAccumulationModifier
-from axlearn.common.utils import HybridMeshShape, flatten_items, host_to_global_array
+from axlearn.common.utils import HybridMeshShape, flatten_items
 from axlearn.experiments.text.gpt import common, fuji_tiny
 from tests.compiling import compiling_anew
+from tests.parity.runs import take_steps
+from tests.parity.small_models import accumulate, quick_learner
 
 _NUM_STEPS = 20
 _VOCAB_SIZE = 64
@@ -76,15 +77,14 @@ def _trainer(mesh: str, *, grad_acc_steps: int = 1) -> SpmdTrainer:
     cfg.set(dir="unused", evalers={}, mesh_shape=mesh_shape)
     cfg.model.decoder.set(dim=32, vocab_size=_VOCAB_SIZE)
     cfg.model.decoder.transformer.num_layers = 2
-    cfg.learner = common.learner_config(peak_lr=3e-3, max_step=100, warmup_steps=1, weight_decay=1e-4)
+    cfg.learner = quick_learner()
     cfg.input = _UnevenInput.default_config().set(
         global_batch_size=_BATCH_SIZE,
         source_length=_SEQ_LEN,
         vocab_size=_VOCAB_SIZE,
         input_partitioner=cfg.input.input_partitioner,
     )
-    if grad_acc_steps > 1:
-        GradientAccumulationModifier.default_config().set(grad_acc_steps=grad_acc_steps).instantiate()(cfg)
+    accumulate(cfg, grad_acc_steps)
     return cfg.klass(cfg.clone(), parent=None, devices=np.array(jax.devices()[:num_devices]))
 
 
@@ -114,10 +114,7 @@ def _run(mesh: str, grad_acc_steps: int) -> _Run:
         # Compiled for the shapes and places of the state: a state that came back otherwise is refused.
         with compiling_anew() if grad_acc_steps > 1 and _MESHES[mesh] else contextlib.nullcontext():
             step_fn = trainer.compile_train_step()
-        state, batches = trainer.trainer_state, trainer.input.batches()
-        for _ in range(_NUM_STEPS):
-            batch = host_to_global_array(next(batches), partition=trainer.input.partition_spec)
-            state, outputs = step_fn(state, batch)
+        for state, outputs in take_steps(trainer, step_fn, num_steps=_NUM_STEPS):
             losses.append(float(outputs["loss"]))
             if not after_one_step:
                 after_one_step = _arrays(state)
@@ -266,11 +263,8 @@ def test_the_second_step_does_not_retrace():
     trainer.init(jax.random.PRNGKey(5))
     with trainer.mesh(), compiling_anew():
         jitted = trainer._programs.jit_train_step()
-        state, batches = trainer.trainer_state, trainer.input.batches()
-        for _ in range(2):
-            batch = host_to_global_array(next(batches), partition=trainer.input.partition_spec)
-            state, outputs = jitted(state, batch)
-        jax.block_until_ready(outputs)
+        for _, outputs in take_steps(trainer, jitted, num_steps=2):
+            jax.block_until_ready(outputs)
     assert jitted._cache_size() == 1
 
 

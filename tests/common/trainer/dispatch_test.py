@@ -11,8 +11,8 @@ from axlearn.common.input_dispatch import InputDispatcher
 from axlearn.common.input_fake import FakeLmInput, fake_lm_source
 from axlearn.common.input_tf_data import Input, identity, per_feed_batch
 from axlearn.common.trainer._prefetch import BatchPrefetcher
-from axlearn.common.utils import host_to_global_array
 from tests.common.trainer.tiny_recipe import VOCAB_SIZE, trainer_config
+from tests.parity.runs import take_steps
 
 BATCH_SIZE = 6
 
@@ -43,15 +43,9 @@ def _trainer(*, num_devices, dispatcher):
 
 
 def _losses(trainer):
-    losses = []
     with trainer.mesh():
-        step_fn, state = trainer.compile_train_step(), trainer.trainer_state
-        batches = trainer.input.batches()
-        for _ in range(3):
-            batch = host_to_global_array(next(batches), partition=trainer.input.partition_spec)
-            state, outputs = step_fn(state, batch)
-            losses.append(float(outputs["loss"]))
-    return losses
+        steps = take_steps(trainer, trainer.compile_train_step(), num_steps=3)
+        return [float(outputs["loss"]) for _, outputs in steps]
 
 
 def test_six_rows_on_eight_devices_give_the_losses_of_six_rows_on_one(without_compilation_cache):

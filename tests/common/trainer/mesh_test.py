@@ -6,8 +6,9 @@ import pytest
 
 from axlearn.common.config import REQUIRED, ConfigModifier, config_class
 from axlearn.common.trainer import select_mesh_config
-from axlearn.common.utils import HybridMeshShape, flatten_items, host_to_global_array
+from axlearn.common.utils import HybridMeshShape, flatten_items
 from tests.common.trainer.tiny_recipe import trainer_config
+from tests.parity.runs import take_steps
 
 
 def _four_steps(mesh_shape, *, num_devices):
@@ -18,13 +19,11 @@ def _four_steps(mesh_shape, *, num_devices):
     initial = {path: np.asarray(x) for path, x in flatten_items(trainer.trainer_state._asdict())}
     losses = []
     with trainer.mesh():
-        step_fn, state = trainer.compile_train_step(), trainer.trainer_state
-        batches = trainer.input.batches()
-        for _ in range(4):
-            batch = host_to_global_array(next(batches), partition=trainer.input.partition_spec)
-            state, outputs = step_fn(state, batch)
+        step_fn = trainer.compile_train_step()
+        for state, outputs in take_steps(trainer, step_fn, num_steps=4):
             losses.append(float(outputs["loss"]))
-    return initial, losses, {path: np.asarray(x) for path, x in flatten_items(state._asdict())}, step_fn
+            last = state
+    return initial, losses, {path: np.asarray(x) for path, x in flatten_items(last._asdict())}, step_fn
 
 
 @pytest.fixture(scope="module")
